@@ -1,0 +1,13 @@
+"""SSL-ALPNet: few-shot segmentation of medical volumes, learned from superpixels instead of labels.
+
+A volume's way, room by room:
+
+    transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels; the two views
+    data/         a study's scans, the superpixel cache, episodes, the phantom study
+    networks/     images -> features -> prototypes -> similarity -> logits
+    losses        logits -> the number that training lowers
+    inferers      support scans + query volume -> scores of every organ
+    handlers      what happens around a run: checkpoints, pictures, tables
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,58 @@
+"""Losses: logits of an episode -> the number that training lowers (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EpisodeLoss(nn.Module):
+    """Weighted cross-entropy on the query, and plain cross-entropy on the way back to the support.
+
+    ``loss = CE(query; weights) + alignment_weight * CE(support)``. The weighted mean is normalised by the
+    sum of the weights of the pixels, and the alignment term is the mean over pixels and shots.
+
+    Args:
+        background_weight: Weight of background pixels in the query's term; foreground has 1.
+        alignment_weight: Weight of the alignment term (lambda of the paper).
+
+    Raises:
+        ValueError: If a weight is negative.
+    """
+
+    def __init__(self, background_weight: float = 0.05, alignment_weight: float = 1.0) -> None:
+        super().__init__()
+        if background_weight < 0 or alignment_weight < 0:
+            raise ValueError(
+                f"weights must not be negative, got background_weight {background_weight} "
+                f"and alignment_weight {alignment_weight}."
+            )
+        self.background_weight = background_weight
+        self.alignment_weight = alignment_weight
+
+    def forward(self, logits: tuple[Tensor, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+        """Return the scalar loss of a batch of episodes.
+
+        Args:
+            logits: What ``AlignedALPNet`` returns: ``(B, 2, H, W)`` and ``(B, K, 2, H, W)``.
+            target: ``label``, the queries' masks ``(B, 1, H, W)``, and ``support_mask``, ``(B, K, 1, H, W)``.
+        """
+        query_logits, support_logits = logits
+        query = self.query_loss(query_logits, target["label"])
+        return query + self.alignment_weight * alignment_loss(support_logits, target["support_mask"])
+
+    def query_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the weighted cross-entropy of ``logits (B, 2, H, W)`` against ``mask (B, 1, H, W)``."""
+        weight = logits.new_tensor([self.background_weight, 1.0])
+        # Each episode has its own normaliser, so that a batch is the mean of its episodes.
+        episodes = [
+            F.cross_entropy(one[None], target.long(), weight=weight) for one, target in zip(logits, mask, strict=True)
+        ]
+        return sum(episodes, logits.new_zeros(())) / len(episodes)
+
+
+def alignment_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean cross-entropy of support logits ``(B, K, 2, H, W)`` against masks ``(B, K, 1, H, W)``."""
+    return F.cross_entropy(logits.flatten(0, 1), mask.flatten(0, 1).squeeze(1).long())

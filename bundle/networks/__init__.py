@@ -1,0 +1,17 @@
+"""Networks: from images to prototypes to logits. Tensors in, tensors out; nothing here knows of files."""
+
+from bundle.networks.alpnet import AlignedALPNet, ALPNet
+from bundle.networks.classifier import CosineClassifier
+from bundle.networks.encoders import ResNetEncoder
+from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
+
+__all__ = [
+    "ALPNet",
+    "AlignedALPNet",
+    "BackgroundPrototypes",
+    "ClassPrototype",
+    "CosineClassifier",
+    "ForegroundPrototypes",
+    "LocalPrototypes",
+    "ResNetEncoder",
+]

@@ -1,0 +1,40 @@
+"""Score query features against the prototypes of one class: features (D, h, w) + prototypes (N, D) -> (h, w)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class CosineClassifier(nn.Module):
+    """Softmax-weighted cosine similarity to the prototypes of one class (paper, section 3.3, eq. 3 and 4).
+
+    Each pixel's score is the mean of its similarities to all prototypes, weighted by their softmax: close
+    to the largest similarity, yet smooth.
+
+    Args:
+        scale: Multiplies the cosine, so that the softmax over prototypes is sharp; > 0.
+        eps: Smallest length that a vector is divided by, so that a prototype of zeros scores 0.
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
+    """
+
+    def __init__(self, scale: float = 20.0, eps: float = 1e-4) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, it multiplies the cosine, got {scale}.")
+        self.scale = float(scale)
+        self.eps = eps
+
+    def forward(self, features: Tensor, prototypes: Tensor) -> Tensor:
+        """Return the ``(h, w)`` score, in [-scale, scale], of ``features (D, h, w)``; 0 if there is no prototype."""
+        similarity = self.similarity(features, prototypes)
+        return (similarity.softmax(dim=0) * similarity).sum(dim=0)
+
+    def similarity(self, features: Tensor, prototypes: Tensor) -> Tensor:
+        """Return the scaled cosine ``(N, h, w)`` of each pixel to each prototype."""
+        return self.scale * torch.einsum("dhw,nd->nhw", self._unit(features, 0), self._unit(prototypes, 1))
+
+    def _unit(self, vectors: Tensor, dim: int) -> Tensor:
+        return vectors / vectors.norm(dim=dim, keepdim=True).clamp_min(self.eps)

@@ -1,0 +1,119 @@
+"""Encoders: images (B, C, H, W) -> features (B, D, h, w), each pixel of which stands for 8 x 8 of the image."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal
+
+import torch
+from monai.networks.nets.resnet import ResNetFeatures
+from torch import Tensor, nn
+
+from bundle.networks.weights import load_backbone_weights
+
+Depth = Literal[18, 34, 50, 101]
+Stage = Literal["layer3", "layer4"]
+
+
+class ResNetEncoder(nn.Module):
+    """A ResNet of output stride 8 and a 1 x 1 projection, as in the paper (section 4).
+
+    The trunk is MONAI's ResNet with dilation in place of the strides of layer3 and layer4, which is
+    torchvision's DeepLabV3 backbone. Parameters are named ``backbone.<torchvision name>`` and
+    ``localconv.weight``, so checkpoints of torchvision and of the authors' code load.
+
+    Args:
+        depth: 18, 34, 50 or 101 layers.
+        last_stage: Where the trunk ends, ``"layer3"`` or ``"layer4"``.
+        out_channels: Channels ``D`` of the features; ``None`` leaves the projection out.
+        weights: A checkpoint file, or ``"imagenet"`` / ``"coco"`` to let torchvision download one, or
+            ``None`` for a random start.
+        train_batch_norm: If false, batch norm keeps its running statistics and its parameters.
+        identity_projection: Start the projection as the identity; it needs ``out_channels`` equal to the
+            channels of the last stage.
+        in_channels: Channels ``C`` of the image.
+
+    Raises:
+        ValueError: If a choice is unknown, or the checkpoint does not fit the trunk.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+
+    stride = 8
+
+    def __init__(
+        self,
+        depth: Depth = 101,
+        last_stage: Stage = "layer4",
+        out_channels: int | None = 256,
+        weights: str | Path | None = None,
+        train_batch_norm: bool = True,
+        identity_projection: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.backbone = _dilated_resnet(depth, last_stage, in_channels)
+        if weights is not None:
+            load_backbone_weights(self.backbone, weights, depth)
+        channels = {"layer3": 256, "layer4": 512}[last_stage] * (1 if depth < 50 else 4)
+        self.out_channels = channels if out_channels is None else out_channels
+        self.localconv = _projection(channels, out_channels, identity_projection)
+        self.train_batch_norm = train_batch_norm
+        if not train_batch_norm:
+            self._freeze_batch_norm()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the ``(B, D, h, w)`` features of ``image (B, C, H, W)``, with ``h = ceil(H / 8)``."""
+        return self.localconv(self.backbone(image))
+
+    def train(self, mode: bool = True) -> ResNetEncoder:
+        """Set the mode; frozen batch norm stays in eval mode."""
+        super().train(mode)
+        if not self.train_batch_norm:
+            self._freeze_batch_norm()
+        return self
+
+    def _freeze_batch_norm(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                for parameter in module.parameters():
+                    parameter.requires_grad_(False)
+
+
+def _dilated_resnet(depth: int, last_stage: str, in_channels: int) -> nn.Sequential:
+    if depth not in (18, 34, 50, 101):
+        raise ValueError(f"depth must be 18, 34, 50 or 101, got {depth!r}.")
+    if last_stage not in ("layer3", "layer4"):
+        raise ValueError(f"last_stage must be 'layer3' or 'layer4', got {last_stage!r}.")
+    resnet = ResNetFeatures(f"resnet{depth}", pretrained=False, spatial_dims=2, in_channels=in_channels)
+    # As torchvision does: the first block of a stage keeps the dilation of the stage before it.
+    _dilate(resnet.layer3, first=1, rest=2)
+    _dilate(resnet.layer4, first=2, rest=4)
+    stages = ["conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    stages = stages[: stages.index(last_stage) + 1]
+    return nn.Sequential(OrderedDict((name, getattr(resnet, name)) for name in stages))
+
+
+def _dilate(stage: nn.Module, first: int, rest: int) -> None:
+    for index, block in enumerate(stage.children()):
+        dilation = rest if index else first
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+                if module.kernel_size == (3, 3):
+                    module.dilation = module.padding = (dilation, dilation)
+
+
+def _projection(channels: int, out_channels: int | None, identity: bool) -> nn.Module:
+    if out_channels is None:
+        return nn.Identity()
+    projection = nn.Conv2d(channels, out_channels, kernel_size=1, bias=False)
+    if identity:
+        if channels != out_channels:
+            raise ValueError(
+                f"identity_projection needs out_channels equal to the trunk's {channels} channels, got {out_channels}."
+            )
+        with torch.no_grad():
+            projection.weight.copy_(torch.eye(channels)[..., None, None])
+    return projection

@@ -1,0 +1,158 @@
+"""Prototypes: a class seen in the support, as a handful of feature vectors.
+
+    features (K, D, h, w)  +  mask (K, 1, h, w)   ->   prototypes (N, D)
+
+Every pooling here has that signature, so the config can swap one for another.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def masked_average_pool(features: Tensor, mask: Tensor, eps: float = 1e-5) -> Tensor:
+    """Average the features under a mask: the class-level prototype of each shot (paper, eq. 2).
+
+    Args:
+        features: Support features, ``(K, D, h, w)``.
+        mask: Soft mask in [0, 1] at feature resolution, ``(K, 1, h, w)``.
+        eps: Added to the mask area in feature-map pixels, so that an empty mask gives zeros and not NaN.
+
+    Returns:
+        One prototype a shot, ``(K, D)``; zeros for a shot whose mask is empty.
+
+    Raises:
+        ValueError: If features and mask differ in shots or in spatial size.
+    """
+    _check_aligned(features, mask)
+    area = mask.sum(dim=(-2, -1)) + eps
+    return (features * mask).sum(dim=(-2, -1)) / area
+
+
+class ClassPrototype(nn.Module):
+    """One prototype for the whole class: the mean over shots of each shot's masked mean (PANet)."""
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return the ``(1, D)`` prototype; zeros if every mask is empty."""
+        return masked_average_pool(features, mask).mean(dim=0, keepdim=True)
+
+
+class LocalPrototypes(nn.Module):
+    """Adaptive local prototype pooling (paper, section 3.2, eq. 1).
+
+    Each ``window x window`` cell of the feature map gives one prototype, its plain mean, if the mask
+    covers more than ``min_coverage`` of the cell. Cells are laid from the top left; rows and columns
+    that fill no whole cell are left out.
+
+    Args:
+        window: Side of a cell in training mode, in feature-map pixels, >= 1.
+        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        min_coverage: Share of a cell that the mask must cover, in [0, 1).
+
+    Raises:
+        ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
+    """
+
+    def __init__(self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95) -> None:
+        super().__init__()
+        self.window = _checked_window("window", window)
+        self.eval_window = _checked_window("eval_window", window if eval_window is None else eval_window)
+        self.min_coverage = _checked_coverage(min_coverage)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return the ``(N, D)`` prototypes of the covered cells, shot by shot, row by row; ``N`` may be 0."""
+        _check_aligned(features, mask)
+        window = self.window if self.training else self.eval_window
+        if window > features.shape[-2] or window > features.shape[-1]:
+            return features.new_zeros(0, features.shape[1])
+        cells = F.avg_pool2d(features, window)
+        coverage = F.avg_pool2d(mask, window).squeeze(1)
+        return cells.movedim(1, -1)[coverage > self.min_coverage]
+
+
+class ForegroundPrototypes(nn.Module):
+    """The paper's foreground: local prototypes and one class-level prototype a shot.
+
+    Where no cell is covered, there is only the class-level prototype, averaged over shots. Whether a cell
+    is covered is asked of cells of side ``rule_window``, in training and at test time alike, as the
+    authors' code does (docs/method.md): a small organ has no local prototypes although a 2 x 2 cell would fit.
+
+    Args:
+        window: Side of a cell in training mode, in feature-map pixels, >= 1.
+        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        min_coverage: Share of a cell that the mask must cover, in [0, 1).
+        rule_window: Side of the cells that decide whether local prototypes are used, >= 1.
+
+    Raises:
+        ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
+    """
+
+    def __init__(
+        self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95, rule_window: int = 4
+    ) -> None:
+        super().__init__()
+        self.local = LocalPrototypes(window, eval_window, min_coverage)
+        self.rule_window = _checked_window("rule_window", rule_window)
+        self.min_coverage = min_coverage
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return the ``(N, D)`` prototypes, class-level ones last; an empty mask gives one of zeros."""
+        class_level = masked_average_pool(features, mask)
+        if self._covers_a_cell(mask):
+            return torch.cat([self.local(features, mask), class_level])
+        return class_level.mean(dim=0, keepdim=True)
+
+    def _covers_a_cell(self, mask: Tensor) -> bool:
+        if self.rule_window > mask.shape[-2] or self.rule_window > mask.shape[-1]:
+            return False
+        return bool((F.avg_pool2d(mask, self.rule_window) >= self.min_coverage).any())
+
+
+class BackgroundPrototypes(nn.Module):
+    """The paper's background: local prototypes alone.
+
+    Where no cell is covered the authors' code raises, and its training loop skips the episode. Here the
+    class-level prototype stands in, so that every episode has a result (docs/method.md).
+
+    Args:
+        window: Side of a cell in training mode, in feature-map pixels, >= 1.
+        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        min_coverage: Share of a cell that the mask must cover, in [0, 1).
+
+    Raises:
+        ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
+    """
+
+    def __init__(self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95) -> None:
+        super().__init__()
+        self.local = LocalPrototypes(window, eval_window, min_coverage)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Return the ``(N, D)`` prototypes; an empty mask gives one of zeros."""
+        local = self.local(features, mask)
+        if local.shape[0] > 0:
+            return local
+        return masked_average_pool(features, mask).mean(dim=0, keepdim=True)
+
+
+def _check_aligned(features: Tensor, mask: Tensor) -> None:
+    same_shots = features.shape[0] == mask.shape[0] and mask.shape[1] == 1
+    if not same_shots or features.shape[-2:] != mask.shape[-2:]:
+        raise ValueError(
+            f"mask must be (K, 1, h, w) and match features (K, D, h, w) = {list(features.shape)}, "
+            f"got {list(mask.shape)}. Resize the mask to the feature map first."
+        )
+
+
+def _checked_window(name: str, window: int) -> int:
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"{name} must be a whole number of feature-map pixels, at least 1, got {window!r}.")
+    return window
+
+
+def _checked_coverage(min_coverage: float) -> float:
+    if not 0 <= min_coverage < 1:
+        raise ValueError(f"min_coverage must be in [0, 1), a share of the cell, got {min_coverage}.")
+    return float(min_coverage)

@@ -1,0 +1,98 @@
+"""Load published weights into a trunk: every tensor finds its place, or the mismatch is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+TORCHVISION_WEIGHTS = {
+    ("imagenet", 18): "ResNet18_Weights.IMAGENET1K_V1",
+    ("imagenet", 34): "ResNet34_Weights.IMAGENET1K_V1",
+    ("imagenet", 50): "ResNet50_Weights.IMAGENET1K_V1",
+    ("imagenet", 101): "ResNet101_Weights.IMAGENET1K_V1",
+    ("coco", 50): "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
+    ("coco", 101): "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
+}
+"""What torchvision calls the weights that it can download."""
+
+HEADS = ("fc.", "classifier.", "aux_classifier.", "localconv.", "layer4.")
+"""Parts of a checkpoint that a trunk may leave unused: heads, and the stage that was cut off."""
+
+
+def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) -> None:
+    """Load a checkpoint into a ResNet trunk, in place.
+
+    Takes the state dictionaries of torchvision (ResNet, DeepLabV3), of this bundle and of the authors' code.
+
+    Args:
+        backbone: The trunk, with torchvision's parameter names.
+        weights: A file, or ``"imagenet"`` / ``"coco"`` for torchvision's download.
+        depth: Layers of the trunk; it chooses the download.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a tensor is missing, left over or of another shape; the message lists them.
+    """
+    state = _download(str(weights), depth) if str(weights) in ("imagenet", "coco") else _read(Path(weights))
+    state = _trunk_of(state)
+    expected = backbone.state_dict()
+    # Left out by old checkpoints, and not used: it only counts training batches.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected and not key.startswith(HEADS)]
+    reshaped = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"the weights {weights} do not fit a ResNet-{depth}: missing {_listed(missing)}; "
+            f"unexpected {_listed(unexpected)}; of another shape {_listed(reshaped)}. "
+            "Set the encoder's depth and last_stage to those of the checkpoint."
+        )
+    backbone.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {path}. Give the path of a checkpoint, 'imagenet' or 'coco' to let torchvision "
+            "download one, or null for a random start."
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} must hold a state dictionary (names and tensors), got {type(state).__name__}.")
+    return dict(state)
+
+
+def _download(name: str, depth: int) -> dict[str, Tensor]:
+    if (name, depth) not in TORCHVISION_WEIGHTS:
+        raise ValueError(f"torchvision has no {name!r} weights for depth {depth}; give a path or null.")
+    try:
+        from torchvision.models import get_weight
+    except ImportError as error:
+        raise ValueError(
+            f"weights {name!r} are downloaded by torchvision, which is not installed. "
+            "Install torchvision, or give the path of a checkpoint."
+        ) from error
+    return dict(get_weight(TORCHVISION_WEIGHTS[name, depth]).get_state_dict(progress=True))
+
+
+def _trunk_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip what stands before torchvision's names: ``encoder.`` (ours, the authors') and ``backbone.`` (DeepLab)."""
+    for prefix in ("encoder.", "backbone."):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,84 @@
+"""The authors' preprocessing, number by number: for parity, and for data prepared as the paper's was.
+
+Loading (``bundle.transforms.volumes``) does the same with MONAI's resampling; docs/method.md tells the differences.
+Volumes here are arrays ``(H, W, Z)``, and spacings are in mm along the same axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+
+def resample(volume: np.ndarray, spacing: Sequence[float], new_spacing: Sequence[float]) -> np.ndarray:
+    """Resample linearly onto ``floor(n * old / new + 1)`` voxels an axis, the first voxel staying in place.
+
+    Args:
+        volume: Any shape and type.
+        spacing: Present voxel size along each axis.
+        new_spacing: Wanted voxel size along each axis.
+
+    Returns:
+        The resampled volume in the same type: integers are cut off, not rounded. Voxels half a voxel or
+        more past the last old one are 0, so the last row, column or slice is often empty.
+    """
+    ratios = [new / old for new, old in zip(new_spacing, spacing, strict=True)]
+    sizes = [int(np.floor(n / ratio + 1)) for n, ratio in zip(volume.shape, ratios, strict=True)]
+    places = np.meshgrid(*(np.arange(n) * r for n, r in zip(sizes, ratios, strict=True)), indexing="ij")
+    values = map_coordinates(volume.astype(np.float64), places, order=1, mode="nearest")
+    for place, n in zip(places, volume.shape, strict=True):
+        values[place >= n - 0.5] = 0
+    if np.issubdtype(volume.dtype, np.integer):
+        # A value that is whole but for rounding must not lose a unit when it is cut off.
+        values = np.trunc(values + 1e-6)
+    return values.astype(volume.dtype)
+
+
+def resample_label(label: np.ndarray, spacing: Sequence[float], new_spacing: Sequence[float]) -> np.ndarray:
+    """Resample each organ's mask linearly and keep what is above one half; a larger label wins over a smaller."""
+    organs = [int(value) for value in np.unique(label) if value != 0]
+    masks = [resample((label == organ).astype(np.float64), spacing, new_spacing) for organ in organs]
+    resampled = resample(np.zeros(label.shape), spacing, new_spacing)
+    for organ, mask in zip(organs, masks, strict=True):
+        resampled[np.rint(mask) > 0] = organ
+    return resampled.astype(label.dtype)
+
+
+def center_crop_or_pad(volume: np.ndarray, size: Sequence[int], fill: float | None = None) -> np.ndarray:
+    """Cut or pad rows and columns about the centre: output ``i`` is input ``i - ceil(size / 2) + n // 2``.
+
+    Args:
+        volume: ``(H, W, Z)``.
+        size: Wanted rows and columns.
+        fill: Value outside; ``None`` takes the smallest of the volume.
+
+    Returns:
+        ``(size[0], size[1], Z)`` in the volume's type.
+    """
+    result = np.full((*size, volume.shape[-1]), volume.min() if fill is None else fill, dtype=volume.dtype)
+    starts = [n // 2 - (wanted + 1) // 2 for n, wanted in zip(volume.shape, size, strict=False)]
+    source = [slice(max(s, 0), min(s + w, n)) for s, w, n in zip(starts, size, volume.shape, strict=False)]
+    target = [slice(old.start - s, old.stop - s) for s, old in zip(starts, source, strict=True)]
+    result[tuple(target)] = volume[tuple(source)]
+    return result
+
+
+def clip_top(volume: np.ndarray, percentile: float = 99.5) -> np.ndarray:
+    """Limit a volume from above at a percentile of its own; in an integer volume the limit is cut to an integer."""
+    limit = np.percentile(volume, percentile)
+    return np.minimum(volume, np.asarray(limit).astype(volume.dtype))
+
+
+def window_ct(volume: np.ndarray, low: float = -125.0, high: float = 275.0) -> np.ndarray:
+    """Clip HU to a window and scale the volume's own range to [0, 255], in double precision."""
+    clipped = np.clip(volume.astype(np.float64), low, high)
+    return (clipped - clipped.min()) / (clipped.max() - clipped.min()) * 255
+
+
+def standardize(volume: np.ndarray, mean: float | None = None, std: float | None = None) -> np.ndarray:
+    """Subtract the mean and divide by the population standard deviation: the volume's own, or those given."""
+    mean = volume.mean() if mean is None else mean
+    std = volume.std() if std is None else std
+    return (volume - mean) / std

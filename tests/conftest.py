@@ -1,0 +1,21 @@
+"""What every test may use; ``pytest --device cuda`` makes the tensors of the network tests on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller choose the device."""
+    parser.addoption("--device", default="cpu", help="device that tensors and modules are made on")
+
+
+@pytest.fixture(autouse=True)
+def seeded_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed, and make every tensor of the test on the chosen device."""
+    torch.manual_seed(0)
+    with torch.device(request.config.getoption("--device")):
+        yield
