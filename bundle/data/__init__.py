@@ -1,0 +1,19 @@
+"""Data: a study's scans, their slices and superpixels, and the episodes made of them."""
+
+from bundle.data.episodes import EpisodeDataset, EpisodeSampler
+from bundle.data.loading import ScanDataset, ScanError, read_scan, usable_scans
+from bundle.data.study import Study, fold_of, list_scans, open_study, scan_name
+
+__all__ = [
+    "EpisodeDataset",
+    "EpisodeSampler",
+    "ScanDataset",
+    "ScanError",
+    "Study",
+    "fold_of",
+    "list_scans",
+    "open_study",
+    "read_scan",
+    "scan_name",
+    "usable_scans",
+]

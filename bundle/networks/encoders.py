@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from monai.networks.nets.resnet import ResNetFeatures
+from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
 from bundle.networks.weights import load_backbone_weights
 
 Depth = Literal[18, 34, 50, 101]
 Stage = Literal["layer3", "layer4"]
+
+BLOCKS = {
+    18: ("basic", [2, 2, 2, 2]),
+    34: ("basic", [3, 4, 6, 3]),
+    50: ("bottleneck", [3, 4, 6, 3]),
+    101: ("bottleneck", [3, 4, 23, 3]),
+}
+"""Kind of block and blocks a stage, by depth (He et al. 2016)."""
 
 
 class ResNetEncoder(nn.Module):
@@ -82,11 +90,23 @@ class ResNetEncoder(nn.Module):
 
 
 def _dilated_resnet(depth: int, last_stage: str, in_channels: int) -> nn.Sequential:
-    if depth not in (18, 34, 50, 101):
+    if depth not in BLOCKS:
         raise ValueError(f"depth must be 18, 34, 50 or 101, got {depth!r}.")
     if last_stage not in ("layer3", "layer4"):
         raise ValueError(f"last_stage must be 'layer3' or 'layer4', got {last_stage!r}.")
-    resnet = ResNetFeatures(f"resnet{depth}", pretrained=False, spatial_dims=2, in_channels=in_channels)
+    kind, layers = BLOCKS[depth]
+    # Not ResNetFeatures: its ResNet-18 and -34 have shortcuts without weights, unlike torchvision's.
+    resnet = ResNet(
+        kind,
+        layers,
+        block_inplanes=[64, 128, 256, 512],
+        spatial_dims=2,
+        n_input_channels=in_channels,
+        conv1_t_stride=2,
+        shortcut_type="B",
+        bias_downsample=False,
+        feed_forward=False,
+    )
     # As torchvision does: the first block of a stage keeps the dilation of the stage before it.
     _dilate(resnet.layer3, first=1, rest=2)
     _dilate(resnet.layer4, first=2, rest=4)

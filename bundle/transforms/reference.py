@@ -24,15 +24,12 @@ def resample(volume: np.ndarray, spacing: Sequence[float], new_spacing: Sequence
         The resampled volume in the same type: integers are cut off, not rounded. Voxels half a voxel or
         more past the last old one are 0, so the last row, column or slice is often empty.
     """
-    ratios = [new / old for new, old in zip(new_spacing, spacing, strict=True)]
-    sizes = [int(np.floor(n / ratio + 1)) for n, ratio in zip(volume.shape, ratios, strict=True)]
-    places = np.meshgrid(*(np.arange(n) * r for n, r in zip(sizes, ratios, strict=True)), indexing="ij")
+    steps = list(zip(volume.shape, spacing, new_spacing, strict=True))
+    axes = [np.arange(np.floor(n * old / new + 1)) * new / old for n, old, new in steps]
+    places = np.meshgrid(*axes, indexing="ij")
     values = map_coordinates(volume.astype(np.float64), places, order=1, mode="nearest")
     for place, n in zip(places, volume.shape, strict=True):
         values[place >= n - 0.5] = 0
-    if np.issubdtype(volume.dtype, np.integer):
-        # A value that is whole but for rounding must not lose a unit when it is cut off.
-        values = np.trunc(values + 1e-6)
     return values.astype(volume.dtype)
 
 
@@ -42,7 +39,7 @@ def resample_label(label: np.ndarray, spacing: Sequence[float], new_spacing: Seq
     masks = [resample((label == organ).astype(np.float64), spacing, new_spacing) for organ in organs]
     resampled = resample(np.zeros(label.shape), spacing, new_spacing)
     for organ, mask in zip(organs, masks, strict=True):
-        resampled[np.rint(mask) > 0] = organ
+        resampled[mask > 0.5 + 1e-9] = organ  # one half, but for rounding, is not above
     return resampled.astype(label.dtype)
 
 

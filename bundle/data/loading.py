@@ -1,0 +1,106 @@
+"""Run a transform on a scan, and when it fails say which file it was and why."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nibabel.filebasedimages import ImageFileError
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+Scan = Mapping[str, Any]
+"""A scan's files: ``image``, and ``label`` where it has one."""
+
+logger = logging.getLogger(__name__)
+
+BROKEN_FILE = (RuntimeError, ValueError, OSError, EOFError, ImageFileError, zlib.error)
+"""What MONAI, nibabel and zlib raise over a file that is damaged or is not what it should be."""
+
+
+class ScanError(ValueError):
+    """A scan that cannot be used; the message names the file and the reason."""
+
+
+def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
+    """Return ``transform(scan)``.
+
+    Raises:
+        ScanError: If the files cannot be read or are not what the transforms expect.
+    """
+    for key in ("image", "label"):
+        if key in scan and not Path(scan[key]).is_file():
+            raise ScanError(f"{scan[key]}: there is no such {key} file.")
+    try:
+        return transform(dict(scan))
+    except BROKEN_FILE as error:
+        raise ScanError(f"{scan['image']}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    # MONAI wraps what a transform raises in "applying transform ..."; the reason is at the bottom.
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error)
+    return f"the file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."
+
+
+class ScanDataset(Dataset[Any]):
+    """Scans, read when they are asked for; a broken one raises a ``ScanError`` with its name.
+
+    Args:
+        data: The scans' files.
+        transform: What turns a scan's files into volumes.
+    """
+
+    def __init__(self, data: Sequence[Scan], transform: Callable[[Any], Any]) -> None:
+        self.data = list(data)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return read_scan(self.data[index], self.transform)
+
+
+class _Trial(Dataset[str]):
+    """Reads each scan and returns what is wrong with it, ``""`` if nothing is."""
+
+    def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any]) -> None:
+        self.scans, self.transform = scans, transform
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            read_scan(self.scans[index], self.transform)
+        except ScanError as error:
+            return str(error)
+        return ""
+
+
+def usable_scans(
+    scans: Sequence[Scan], transform: Callable[[Any], Any], num_workers: int = 2
+) -> tuple[list[Scan], list[str]]:
+    """Read every scan once, before hours of work depend on it.
+
+    Args:
+        scans: The scans' files.
+        transform: What will be done to them.
+        num_workers: Processes that read.
+
+    Returns:
+        The scans that can be used, and what is wrong with the others, a line each.
+    """
+    loader = DataLoader(_Trial(scans, transform), batch_size=None, num_workers=min(num_workers, len(scans)))
+    problems = list(tqdm(loader, total=len(scans), desc="checking scans", unit="scan"))
+    for problem in filter(None, problems):
+        logger.error("cannot use %s", problem)
+    usable = [scan for scan, problem in zip(scans, problems, strict=True) if not problem]
+    return usable, [problem for problem in problems if problem]

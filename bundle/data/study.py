@@ -1,0 +1,157 @@
+"""A study's scans on disk -> who trains, who is the support, who is a query.
+
+    <dataset_dir>/images/<scan>.nii.gz        every scan
+    <dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.data.phantoms import write_phantom_study
+
+ScanFiles = dict[str, Any]
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The scans of a study and their parts; each is a list of ``{"image": path}`` or ``{"image", "label"}``.
+
+    Attributes:
+        training: Scans to learn from, without labels.
+        support: The annotated scan that shows the organs.
+        queries: Annotated scans to segment and compare.
+    """
+
+    training: list[ScanFiles]
+    support: list[ScanFiles]
+    queries: list[ScanFiles]
+
+
+def open_study(
+    dataset_dir: str | Path | None,
+    phantom_dir: str | Path,
+    fold: int | None = None,
+    num_folds: int = 5,
+    phantom: dict[str, Any] | None = None,
+) -> Study:
+    """Find a study's scans and decide who does what.
+
+    Without ``fold``, the scans without a label train; the first annotated one is the support and the
+    others are queries. With ``fold``, the annotated scans are split as in the paper: see ``fold_of``.
+
+    Args:
+        dataset_dir: Folder with ``images`` and maybe ``labels``. ``None`` makes a phantom study instead.
+        phantom_dir: Where the phantom study is made.
+        fold: Which of ``num_folds`` parts to hold out, from 0.
+        num_folds: Parts of the annotated scans.
+        phantom: Settings of ``write_phantom_study``.
+
+    Returns:
+        The study. Queries are empty if fewer than two scans are annotated.
+
+    Raises:
+        FileNotFoundError: If the folder or its images are missing.
+        ValueError: If there are too few scans, or a label has no image.
+    """
+    if dataset_dir is None:
+        dataset_dir = write_phantom_study(phantom_dir, **(phantom or {}))
+    scans = list_scans(dataset_dir)
+    annotated = [scan for scan in scans if "label" in scan]
+    if fold is not None:
+        held_out, support = fold_of(annotated, fold, num_folds)
+        kept_away = {scan["image"] for scan in [*held_out, *support]}
+        return Study(_images([s for s in scans if s["image"] not in kept_away]), support, held_out)
+    training = [scan for scan in scans if "label" not in scan]
+    if not training:
+        raise ValueError(
+            f"all {len(scans)} scans of {dataset_dir} have labels, so none is left to train on. Set fold "
+            f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
+        )
+    return Study(_images(training), annotated[:1], annotated[1:])
+
+
+def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
+    """List the scans of a folder, by the last number in their names, with their labels where there are any.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or holds no image.
+        ValueError: If a label has no image of its name.
+    """
+    folder = Path(dataset_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset_dir {folder} does not exist. Give a folder that holds images/.")
+    images = _by_name(folder / "images")
+    if not images:
+        raise FileNotFoundError(
+            f"{folder} holds no scan: put them into {folder / 'images'} as one of {', '.join(IMAGE_SUFFIXES)} "
+            "(and label maps of equal names into labels/)."
+        )
+    labels = _by_name(folder / "labels")
+    if orphans := sorted(set(labels) - set(images)):
+        raise ValueError(
+            f"a label map must have the name of its image, but {len(orphans)} of {folder / 'labels'} have none: "
+            f"{', '.join(orphans[:5])}. Rename them, or move them away."
+        )
+    return [
+        {"image": str(path)} | ({"label": str(labels[name])} if name in labels else {})
+        for name, path in sorted(images.items(), key=lambda item: (_number(item[0]), item[0]))
+    ]
+
+
+def fold_of(
+    scans: Sequence[ScanFiles], fold: int, num_folds: int = 5, shots: int = 1
+) -> tuple[list[ScanFiles], list[ScanFiles]]:
+    """Split scans as in the paper: a fold's scans are queries, and the next ones in the circle are the support.
+
+    Args:
+        scans: All annotated scans, in order.
+        fold: From 0 to ``num_folds - 1``.
+        num_folds: Equal parts of the list.
+        shots: Support scans.
+
+    Returns:
+        Queries and support; all other scans train.
+
+    Raises:
+        ValueError: If the fold does not exist, or there are fewer scans than folds.
+    """
+    if len(scans) < max(num_folds, shots + 2):
+        raise ValueError(f"{num_folds} folds need at least as many annotated scans, got {len(scans)}.")
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < num_folds:
+        raise ValueError(f"fold must be a whole number from 0 to {num_folds - 1}, got {fold!r}.")
+    bounds = [round(part * len(scans) / num_folds) for part in range(num_folds + 1)]
+    queries = list(scans[bounds[fold] : bounds[fold + 1]])
+    support = [scans[(bounds[fold + 1] + shot) % len(scans)] for shot in range(shots)]
+    return queries, support
+
+
+def _images(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
+    return [{"image": scan["image"]} for scan in scans]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    files = [path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    return {scan_name(path): path for path in files if not path.name.startswith(".")}
+
+
+def scan_name(path: str | Path) -> str:
+    """Return a file's name without folder and image suffix."""
+    name = Path(path).name
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _number(name: str) -> int:
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else -1

@@ -1,0 +1,22 @@
+"""The dictionary entries that flow, each with its shape: the glossary in code.
+
+Letters: ``B`` episodes of a batch, ``K`` shots, ``C`` channels, ``H``, ``W``, ``Z`` rows, columns and slices.
+"""
+
+IMAGE = "image"
+"""A volume ``(1, H, W, Z)`` on its way in; in an episode the query's view ``(C, H, W)``."""
+
+LABEL = "label"
+"""Organ ids of a volume ``(1, H, W, Z)``, 0 = none; in an episode the query's mask ``(1, H, W)``."""
+
+SUPPORT_IMAGE = "support_image"
+"""The support views of an episode, ``(K, C, H, W)``."""
+
+SUPPORT_MASK = "support_mask"
+"""Their pseudo-label in {0, 1}, ``(K, 1, H, W)``."""
+
+SUPERPIXELS = "superpixels"
+"""Superpixel ids of a volume ``(1, H, W, Z)``, 0 = outside the body."""
+
+PRED = "pred"
+"""Organ scores of a volume ``(O, H, W, Z)``, then its label map ``(1, H, W, Z)``."""

@@ -1,0 +1,181 @@
+"""What an evaluation or an inference leaves behind: masks, overlays, tables. Handlers of MONAI's evaluator."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
+
+from bundle.inferers import VolumeInferer
+from bundle.keys import IMAGE, LABEL, PRED
+from bundle.transforms.slices import organ_slices, support_slices
+from bundle.transforms.volumes import restore_grid
+from bundle.visuals import caption, overlay_label, save_png, side_by_side, stacked
+
+
+class DiceTable:
+    """Print each organ's Dice after an evaluation, and keep all evaluations in one CSV file.
+
+    Args:
+        organs: Names and ids of the organs, in the order of the metric's columns.
+        path: The CSV file: a row for each evaluation, scan and organ.
+        metric: Name of the evaluator's metric.
+        title: What is evaluated, for the printed table.
+    """
+
+    def __init__(self, organs: Mapping[str, int], path: str | Path, metric: str, title: str = "Dice") -> None:
+        self.organs = list(organs)
+        self.path = Path(path)
+        self.metric = metric
+        self.title = title
+        self._scans: list[str] = []
+        self._history: list[tuple[int, np.ndarray]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._scans.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_scan)
+        engine.add_event_handler(Events.COMPLETED, self.report)
+
+    def note_scan(self, engine: Engine) -> None:
+        """Remember which scan a row of the metric belongs to."""
+        self._scans.extend(_name(item[IMAGE]) for item in engine.state.batch)
+
+    def report(self, engine: Engine) -> None:
+        """Print and write."""
+        dice = np.asarray(engine.state.metric_details[self.metric].cpu(), dtype=float)
+        epoch = max(int(engine.state.epoch), 0)
+        self._history = [(other, means) for other, means in self._history if other != epoch]
+        self._history.append((epoch, np.nanmean(dice, axis=0)))
+        self._write(epoch, dice)
+        print(self.table(), flush=True)
+
+    def table(self) -> str:
+        """Return the means of all evaluations so far as a text table."""
+        width = max(12, *(len(organ) + 2 for organ in self.organs))
+        lines = [f"{self.title}, mean over {len(self._scans)} scans"]
+        lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
+        for epoch, means in self._history:
+            name = "0 (untrained)" if epoch == 0 else str(epoch)
+            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, np.nanmean(means)]))
+        return "\n".join(lines)
+
+    def _write(self, epoch: int, dice: np.ndarray) -> None:
+        header = ["epoch", "scan", "organ", "dice"]
+        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() and epoch else []
+        rows = [row for row in rows if int(row[0]) < epoch]
+        for scan, values in zip(self._scans, dice, strict=True):
+            for organ, value in zip(self.organs, values, strict=True):
+                # An organ that the scan does not have has no Dice: said, not averaged.
+                rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
+        write_csv(self.path, [header, *rows])
+
+
+class SaveMasks:
+    """Write each predicted label map as NIfTI, on exactly the grid of the scan's file.
+
+    Args:
+        folder: Where ``<scan>.nii.gz`` goes.
+        organs: Names and ids, for the table of volumes beside the masks; ``None`` writes no table.
+    """
+
+    def __init__(self, folder: str | Path, organs: Mapping[str, int] | None = None) -> None:
+        self.folder = Path(folder)
+        self.organs = organs
+        self._rows: list[list[str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Write after every scan."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the scans of this iteration."""
+        for item in engine.state.output:
+            name = _name(item[IMAGE])
+            mask = restore_grid(MetaTensor(item[PRED], meta=item[IMAGE].meta))
+            save_nifti(mask, self.folder / f"{name}.nii.gz")
+            self._add_volumes(name, mask)
+
+    def _add_volumes(self, name: str, mask: MetaTensor) -> None:
+        if not self.organs:
+            return
+        milliliters = abs(float(np.linalg.det(np.asarray(mask.affine)[:3, :3]))) / 1000
+        for organ, value in self.organs.items():
+            voxels = int((mask == value).sum())
+            self._rows.append([name, organ, str(voxels), f"{voxels * milliliters:.2f}"])
+        write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *self._rows])
+
+
+class SaveOverlays:
+    """Draw each scan: for every organ the support with its label, the query with truth (if known) and prediction.
+
+    Args:
+        folder: Where ``<scan>.png`` goes.
+        inferer: Knows support and organs.
+        organs: Names and ids of the organs; ``None`` takes the inferer's ids.
+    """
+
+    def __init__(self, folder: str | Path, inferer: VolumeInferer, organs: Mapping[str, int] | None = None) -> None:
+        self.folder = Path(folder)
+        self.inferer = inferer
+        self.organs = organs
+
+    def attach(self, engine: Engine) -> None:
+        """Draw after every scan."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw the scans of this iteration."""
+        organs = self.organs or {f"organ {organ}": organ for organ in self.inferer.organ_ids()}
+        for batch, item in zip(engine.state.batch, engine.state.output, strict=True):
+            truth = batch.get(LABEL)
+            rows = [self._row(name, organ, list(organs.values()), item, truth) for name, organ in organs.items()]
+            save_png(stacked(rows), self.folder / f"{_name(item[IMAGE])}.png")
+
+    def _row(self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any) -> np.ndarray:
+        support = next(s for s in (self.inferer.support[k] for k in range(99)) if organ_slices(s[LABEL], organ))
+        z = support_slices(organ_slices(support[LABEL], organ), 1)[0]
+        pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
+        # Where the organ is thickest: in truth if there is one, else as predicted.
+        shown = item[PRED] if truth is None else truth
+        z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
+        if truth is not None:
+            pictures.append(_captioned(item, truth, z, ids, f"query, truth (slice {z})"))
+        pictures.append(_captioned(item, item[PRED], z, ids, f"query, prediction (slice {z})"))
+        return side_by_side(pictures)
+
+
+def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:
+    image, label = np.asarray(scan[IMAGE])[0, ..., z], np.asarray(label)[0, ..., z]
+    return caption(overlay_label(image, label, ids), text)
+
+
+def _name(image: MetaTensor) -> str:
+    name = Path(str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])).name
+    return name.split(".nii")[0] if ".nii" in name else Path(name).stem
+
+
+def save_nifti(label: MetaTensor, path: Path) -> None:
+    """Write a label map ``(1, H, W, Z)`` with its affine; beside its place first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name.removesuffix('.nii.gz')}.tmp.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(label)[0], np.asarray(label.affine)), unfinished)
+    os.replace(unfinished, path)
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table beside its place, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    os.replace(unfinished, path)

@@ -1,0 +1,92 @@
+"""Organ scores <-> label maps and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+Data = dict[Hashable, Any]
+
+
+class ScoresToLabeld(MapTransform):
+    """Turn organ scores ``(O, H, W, Z)`` into one label map ``(1, H, W, Z)``: the best organ, where it is above 0.
+
+    Args:
+        keys: Scores.
+        organs: Names and ids of the organs, in the order of the channels; ``None`` counts them from 1.
+    """
+
+    def __init__(self, keys: KeysCollection, organs: Mapping[str, int] | None = None) -> None:
+        super().__init__(keys)
+        self.organs = organs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its scores replaced by label maps, uint8 or int16."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            ids = list(self.organs.values()) if self.organs else list(range(1, data[key].shape[0] + 1))
+            result[key] = scores_to_label(data[key], ids)
+        return result
+
+
+def scores_to_label(scores: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return the label map ``(1, H, W, Z)`` of scores ``(O, H, W, Z)``; it carries their meta."""
+    values = torch.tensor([0, *ids], device=scores.device)
+    values = values.to(torch.int16 if max(ids, default=0) > 255 else torch.uint8)
+    best, channel = convert_to_tensor(scores, track_meta=False).max(dim=0, keepdim=True)
+    label = values[torch.where(best > 0, channel + 1, 0)]
+    return MetaTensor(label, meta=scores.meta) if isinstance(scores, MetaTensor) else label
+
+
+class ScoresToMasksd(MapTransform):
+    """Turn organ scores ``(O, H, W, Z)`` into one mask an organ, ``(O, H, W, Z)`` float32 in {0, 1}.
+
+    Args:
+        keys: Scores.
+        overlap: If true, each organ is where its own score is above 0, as if it had been segmented alone (the
+            paper's protocol). If false, a voxel goes to its best organ only, as in a label map.
+    """
+
+    def __init__(self, keys: KeysCollection, overlap: bool = False) -> None:
+        super().__init__(keys)
+        self.overlap = overlap
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with masks in place of scores."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            scores = convert_to_tensor(data[key], track_meta=False)
+            masks = scores > 0
+            if not self.overlap:
+                ids = torch.arange(1, len(scores) + 1, device=scores.device)
+                masks = scores_to_label(scores, ids.tolist()) == ids[:, None, None, None]
+            result[key] = masks.float()
+        return result
+
+
+class LabelToMasksd(MapTransform):
+    """Turn label maps ``(1, H, W, Z)`` into one mask an organ, ``(O, H, W, Z)`` float32 in {0, 1}.
+
+    Args:
+        keys: Label maps.
+        organs: Names and ids of the organs, in the order of the channels.
+    """
+
+    def __init__(self, keys: KeysCollection, organs: Mapping[str, int]) -> None:
+        super().__init__(keys)
+        self.organs = organs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with masks in place of label maps."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            label = convert_to_tensor(data[key], track_meta=False)
+            result[key] = torch.cat([label == organ for organ in self.organs.values()]).float()
+        return result

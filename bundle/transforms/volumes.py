@@ -1,0 +1,257 @@
+"""From files to volumes on the network's grid, and back.
+
+    LoadImaged -> CheckVolumed -> SliceLayoutd -> (intensity) -> FitSlicesd        RestoreGridd -> SaveImaged
+    file          what we take    (1, H, W, Z)    see intensity   H x W of the     mask on the grid of the file
+                                                                  network
+
+Every step keeps the affine true, so that the way back needs nothing but the affines of mask and file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Orientation, ResampleToMatch, ResizeWithPadOrCrop, Spacing
+from monai.utils import MetaKeys
+from torch import Tensor
+
+from bundle.keys import LABEL
+
+Data = dict[Hashable, Any]
+
+
+class CheckVolumed(MapTransform):
+    """Refuse what is not an image volume: each ``data[key]`` must be ``(1, H, W, Z)``, finite and not constant.
+
+    Args:
+        keys: Image volumes, as loaded and channel first.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` as it is.
+
+        Raises:
+            ValueError: If a volume is not 3-D, has one slice only, holds NaN or inf, or is constant.
+        """
+        for key in self.key_iterator(data):
+            volume = data[key]
+            check_shape(volume)
+            if not bool(torch.isfinite(volume).all()):
+                bad = int((~torch.isfinite(volume)).sum())
+                raise ValueError(f"every voxel must be a finite number, got {bad} NaN or inf. Repair the file.")
+            if bool(volume.min() == volume.max()):
+                raise ValueError(f"the image is constant, every voxel is {float(volume.min()):g}: nothing to segment.")
+        return dict(data)
+
+
+class CheckLabeld(MapTransform):
+    """Refuse a label map that is not one, or that does not lie on its image's grid.
+
+    Args:
+        keys: Label maps, as loaded and channel first.
+        image_key: The image that the label belongs to.
+        tolerance: How far corresponding voxels may lie apart, mm.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image", tolerance: float = 0.1) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key = image_key
+        self.tolerance = tolerance
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its labels in whole numbers.
+
+        Raises:
+            ValueError: If a label has another shape or affine than its image, holds fractions or negative
+                numbers, or is empty.
+        """
+        result = dict(data)
+        for key in self.key_iterator(data):
+            label, image = data[key], data[self.image_key]
+            check_shape(label)
+            if label.shape != image.shape:
+                raise ValueError(
+                    f"a label must have its image's shape {tuple(image.shape[1:])}, got {tuple(label.shape[1:])}. "
+                    "Are the two files of the same scan?"
+                )
+            self._check_affine(label, image)
+            values = torch.unique(label)
+            if not bool(torch.isfinite(values).all()) or bool((values != values.round()).any()) or values.min() < 0:
+                raise ValueError(
+                    f"a label map must hold whole organ ids from 0, got values such as {values[:6].tolist()}. "
+                    "Save it as an integer label map, not as probabilities."
+                )
+            if values.numel() == 1 and values[0] == 0:
+                raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
+        return result
+
+    def _check_affine(self, label: Any, image: Any) -> None:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[1:]], [1])).reshape(4, -1)
+        apart = np.abs((np.asarray(label.affine) - np.asarray(image.affine)) @ corners).max()
+        if apart > self.tolerance:
+            raise ValueError(
+                f"a label must lie where its image lies, but their affines place the corners {apart:.1f} mm apart "
+                f"(at most {self.tolerance} mm). Resample the label to the image, or repair its header."
+            )
+
+
+def check_shape(volume: Tensor) -> None:
+    """Raise ``ValueError`` unless ``volume`` is ``(1, H, W, Z)`` with Z, H and W above 1."""
+    if volume.ndim != 4:
+        raise ValueError(
+            f"a scan must be a 3-D volume, got {volume.ndim - 1}-D data of shape {tuple(volume.shape[1:])}. "
+            "Stack the slices of a scan into one file."
+        )
+    if volume.shape[0] != 1:
+        raise ValueError(
+            f"a scan must be a 3-D volume with one value a voxel, got 4-D data: {volume.shape[0]} volumes of shape "
+            f"{tuple(volume.shape[1:])}. Split the file and give one volume."
+        )
+    if min(volume.shape[1:]) < 2:
+        raise ValueError(
+            f"a scan must have at least 2 voxels along each axis, got {tuple(volume.shape[1:])}. "
+            "A single slice is no volume."
+        )
+
+
+class SliceLayoutd(MapTransform):
+    """Bring volumes to rows, columns, slices: ``(1, H, W, Z)``, by permuting and flipping axes only.
+
+    Args:
+        keys: Volumes ``(1, ., ., .)`` with an affine.
+        orientation: Axis codes of rows, columns and slices, the same for every scan. ``"PLS"`` is what a
+            radiologist sees of an axial slice, front up, right side on the left. ``None`` keeps the planes
+            as they were acquired: use it for cardiac short-axis stacks, whose affines differ from patient
+            to patient.
+        slice_axis: With ``orientation=None``, the file's axis that counts slices: 0, 1 or 2. Rows are then the
+            second and columns the first of the other two, as NIfTI files store planes.
+
+    Raises:
+        ValueError: If the orientation is not three codes of three axes, or ``slice_axis`` is not 0, 1 or 2.
+    """
+
+    def __init__(self, keys: KeysCollection, orientation: str | None = "PLS", slice_axis: int = 2) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        pairs = [{"L", "R"}, {"P", "A"}, {"I", "S"}]
+        if orientation is not None and not all(len(pair & set(orientation)) == 1 for pair in pairs):
+            raise ValueError(
+                f"orientation must name one of L/R, one of P/A and one of I/S, such as 'PLS', got {orientation!r}."
+            )
+        if slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2, the file's axis that counts slices, got {slice_axis!r}.")
+        self.orientation = orientation
+        self.slice_axis = slice_axis
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its volumes permuted and flipped."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            codes = self.orientation or self._codes_of_planes(data[key])
+            result[key] = Orientation(axcodes=codes, labels=None)(data[key])
+        return result
+
+    def _codes_of_planes(self, volume: MetaTensor) -> str:
+        codes = nibabel.aff2axcodes(np.asarray(volume.affine))
+        column, row = (axis for axis in (0, 1, 2) if axis != self.slice_axis)
+        return "".join(codes[axis] for axis in (row, column, self.slice_axis))
+
+
+class FitSlicesd(MapTransform):
+    """Resample volumes, then crop or pad each slice about its centre to the network's size.
+
+    Labels go along by nearest neighbor. What lies outside the scan takes its smallest value, in labels 0.
+
+    Args:
+        keys: Volumes ``(1, H, W, Z)`` with an affine.
+        size: Rows and columns of the network's slices, pixels.
+        spacing: Voxel size to resample to, mm, as (row, column, slice); -1 keeps an axis as it is.
+            ``"fit"`` chooses the pixel size of each scan so that its longer side fills ``size``. ``None``
+            keeps the scan's own.
+
+    Raises:
+        ValueError: If ``size`` or ``spacing`` is out of range.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        size: Sequence[int] = (256, 256),
+        spacing: Sequence[float] | str | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        if len(size) != 2 or min(size) < 16:
+            raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {list(size)}.")
+        if isinstance(spacing, str) and spacing != "fit":
+            raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
+        if isinstance(spacing, Sequence) and not isinstance(spacing, str):
+            if len(spacing) != 3 or not all(mm > 0 or mm == -1 for mm in spacing):
+                raise ValueError(
+                    f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
+                )
+        self.size = list(size)
+        self.spacing = spacing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its volumes ``(1, *size, Z')``."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            is_label = key == LABEL
+            volume = self._resampled(data[key], "nearest" if is_label else "bilinear")
+            fill = 0.0 if is_label else float(volume.min())
+            result[key] = ResizeWithPadOrCrop([*self.size, volume.shape[-1]], mode="constant", value=fill)(volume)
+        return result
+
+    def _resampled(self, volume: MetaTensor, mode: str) -> MetaTensor:
+        if self.spacing is None:
+            return volume
+        present = np.asarray(volume.pixdim, dtype=float)
+        if self.spacing == "fit":
+            extent = present[:2] * volume.shape[1:3]
+            wanted = np.array([*[max(extent / self.size)] * 2, present[2]])
+        else:
+            given = np.asarray(self.spacing, dtype=float)
+            wanted = np.where(given == -1, present, given)
+        if np.allclose(wanted, present, rtol=1e-4):
+            return volume
+        return Spacing(pixdim=wanted.tolist(), mode=mode, padding_mode="border", dtype=np.float32)(volume)
+
+
+class RestoreGridd(MapTransform):
+    """Bring predicted label maps back to the grid of the file: its shape, its affine, its orientation.
+
+    Voxels that were cropped away are 0.
+
+    Args:
+        keys: Label maps ``(1, H, W, Z)`` on the network's grid, whose meta is the loaded image's.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its label maps, uint8 or int16, on the file's grid."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            result[key] = restore_grid(data[key])
+        return result
+
+
+def restore_grid(label: MetaTensor) -> MetaTensor:
+    """Resample a label map ``(1, H, W, Z)`` by nearest neighbor to the grid that its meta calls original."""
+    meta = label.meta
+    shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
+    affine = torch.as_tensor(np.asarray(meta[MetaKeys.ORIGINAL_AFFINE]), dtype=torch.float64)
+    grid = MetaTensor(torch.zeros(1, *shape), affine=affine)
+    restored = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=torch.float64)(label, img_dst=grid)
+    values = restored.as_tensor().round().to(torch.int16 if float(label.max()) > 255 else torch.uint8)
+    kept = {key: value for key, value in meta.items() if key != MetaKeys.AFFINE}
+    return MetaTensor(values, affine=affine, meta=kept)
