@@ -1,17 +1,21 @@
-"""Find misspelt keys: MONAI takes any key on the command line, and ignores in silence what nothing uses."""
+"""What a user sees of a mistake: misspelt keys are found, and errors end in one plain sentence."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
+
+from bundle.data.loading import ScanError
 
 RUN_ARGUMENTS = {
     "run_id",
@@ -33,8 +37,9 @@ RUN_ARGUMENTS = {
 def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
     """Raise if a key of this command belongs to no config.
 
-    A key is known if the first config file has it, or if any of the config files refers to it. Checked are the keys
-    on the command line, in ``--args_file``, and in the config files after the first.
+    MONAI takes any key, and ignores in silence one that nothing uses. Here a key is known if the first config file or
+    an override that is shipped beside it has it, or if any of the files refers to it. Checked are the keys on the
+    command line, in ``--args_file``, and in config files from elsewhere.
 
     Args:
         argv: The command's words; ``None`` takes this process's.
@@ -48,10 +53,32 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
         return  # not started by a command with a config
     configs = [yaml.safe_load(path.read_text()) or {} for path in files]
     texts = [path.read_text() for path in files] + [str(value) for value in given.values()]
-    known = set(configs[0]) | RUN_ARGUMENTS | _references(texts)
+    keys = [{_top(key) for key in config} for config in configs]
+    shipped = [path.resolve().parent == files[0].resolve().parent for path in files]
+    known = RUN_ARGUMENTS | _references(texts) | keys[0]
+    known = known.union(*(names for names, ours in zip(keys, shipped, strict=True) if ours))
     _refuse(set(given) - known, known, "the command")
-    for path, config in zip(files[1:], configs[1:], strict=True):
-        _refuse({_top(key) for key in config} - known, known, str(path))
+    for path, names in zip(files, keys, strict=True):
+        _refuse(names - known, known, str(path))
+
+
+def explain_errors() -> None:
+    """From now on, let a command that fails over its input end in one sentence instead of pages of traceback.
+
+    MONAI wraps errors several times; this shows the first cause. Programming errors keep their traceback, and so
+    does everything if the environment sets ``MONAI_DEBUG``. The exit code stays 1.
+    """
+    sys.excepthook = _explain
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    first = error
+    while first.__cause__ is not None and not isinstance(first, ScanError):
+        first = first.__cause__
+    if os.environ.get("MONAI_DEBUG") or not isinstance(first, ValueError | FileNotFoundError | FloatingPointError):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"\nerror: {first}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)
 
 
 def _refuse(unknown: Iterable[str], known: Iterable[str], place: str) -> None:

@@ -6,15 +6,16 @@ import csv
 import logging
 import os
 import random
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers.tqdm_logger import ProgressBar as TqdmBar
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.visuals import episode_picture
@@ -28,22 +29,54 @@ def loss_of(output: Any) -> float:
 
 
 class ProgressBar:
-    """A bar that moves with the iterations, and shows the loss where there is one.
+    """A bar over all steps of a run, with the mean loss of the last ones where there is a loss.
 
     Args:
         description: What stands before the bar.
         show_loss: Whether the engine's output has a loss.
+        unit: What one step is called.
     """
 
-    def __init__(self, description: str, show_loss: bool = False) -> None:
+    def __init__(self, description: str, show_loss: bool = False, unit: str = "step") -> None:
         self.description = description
         self.show_loss = show_loss
+        self.unit = unit
+        self._bar: tqdm[Any] | None = None
+        self._losses: deque[float] = deque(maxlen=50)
 
     def attach(self, engine: Engine) -> None:
         """Follow the engine."""
-        shown = (lambda output: {"loss": loss_of(output)}) if self.show_loss else None
-        # A long training logs to files as often as to a screen: a line every two seconds is enough.
-        TqdmBar(desc=self.description, mininterval=2.0).attach(engine, output_transform=shown)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
+
+    def open(self, engine: Engine) -> None:
+        """Draw the bar, once, at the step that the run starts from."""
+        if self._bar is None:
+            state: Any = engine.state
+            self._bar = tqdm(
+                total=state.epoch_length * (state.max_epochs - state.epoch + 1) + state.iteration,
+                initial=state.iteration,
+                desc=self.description,
+                unit=self.unit,
+                mininterval=2.0,  # a long training's log goes to files as often as to a screen
+            )
+
+    def move(self, engine: Engine) -> None:
+        """Move by one step."""
+        if self._bar is not None:
+            if self.show_loss:
+                self._losses.append(loss_of(engine.state.output))
+                self._bar.set_postfix(loss=f"{np.mean(self._losses):.3f}", refresh=False)
+            self._bar.update(1)
+
+    def close(self, engine: Engine, *problem: BaseException) -> None:
+        """Leave the bar as it is; a problem goes on its way."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if problem:
+            raise problem[0]
 
 
 class StopOnBrokenLoss:
@@ -139,8 +172,8 @@ class Checkpoints:
         state = torch.load(self.last, map_location="cpu", weights_only=True)
         if state["batch_size"] != self.batch_size:
             raise ValueError(
-                f"{self.last} was made with batch_size {state['batch_size']}, not {self.batch_size}: the episodes would "
-                "not go on where they stopped. Set batch_size back, or resume to false."
+                f"{self.last} was made with batch_size {state['batch_size']}, not {self.batch_size}: the episodes "
+                "would not go on where they stopped. Set batch_size back, or resume to false."
             )
         try:
             for name, part in self.parts.items():
@@ -273,7 +306,8 @@ class TrainingLog:
 
     def picture(self, engine: Engine) -> None:
         """Draw the first episode of this step: support with its mask, query with truth and prediction."""
-        batch, logits = engine.state.batch, engine.state.output["pred"][0]
+        state: Any = engine.state
+        batch, logits = state.batch, state.output["pred"][0]
         episode = {key: batch[key][0].detach().cpu() for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK)}
         drawn = episode_picture(episode, logits[0].detach().argmax(dim=0).cpu())
         if self._writer is not None:

@@ -78,7 +78,7 @@ class VolumeInferer(Inferer):
         self._scans: list[Mapping[str, Any]] = []
         self._encoded: tuple[Any, dict[int, OrganPrototypes]] | None = None
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: ALPNet, *args: Any, label: Tensor | None = None, **kwargs: Any
     ) -> MetaTensor:
         """Score every organ in every voxel.
@@ -110,23 +110,30 @@ class VolumeInferer(Inferer):
         """Return the ids of the organs, in the order of the scores' channels."""
         if self.organs is not None:
             return list(self.organs.values())
-        ids = torch.cat([torch.unique(_plain(scan[LABEL])) for scan in self._support_scans()]).unique()
+        ids = torch.cat([torch.unique(_plain(scan[LABEL])) for scan in self.support_scans()]).unique()
         return [int(organ) for organ in ids if organ != 0]
+
+    def organ_names(self) -> dict[str, int]:
+        """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
+        return dict(self.organs or {f"organ_{organ}": organ for organ in self.organ_ids()})
 
     def prototypes(self, network: ALPNet, device: torch.device) -> dict[int, OrganPrototypes]:
         """Encode the support, or return what was encoded with the very same weights."""
         version = [(parameter.data_ptr(), parameter._version) for parameter in network.parameters()]
         version += [(buffer.data_ptr(), buffer._version) for buffer in network.buffers()]
         if self._encoded is None or self._encoded[0] != version:
-            scans = [
-                {key: _plain(scan[key]).to(device) for key in (IMAGE, LABEL)} for scan in self._support_scans()
-            ]
+            scans = [{key: _plain(scan[key]).to(device) for key in (IMAGE, LABEL)} for scan in self.support_scans()]
             with torch.no_grad():
                 encoded = {organ: self._encode_organ(organ, scans, network) for organ in self.organ_ids()}
             self._encoded = (version, encoded)
         return self._encoded[1]
 
-    def _support_scans(self) -> list[Mapping[str, Any]]:
+    def support_scans(self) -> list[Mapping[str, Any]]:
+        """Return the annotated scans, read once.
+
+        Raises:
+            ValueError: If there is none, or one cannot be used.
+        """
         if not self._scans:
             if len(self.support) == 0:
                 raise ValueError("there is no annotated scan. Give at least one image with its label map as support.")
@@ -138,7 +145,7 @@ class VolumeInferer(Inferer):
         shown = [(scan, slices) for scan, slices in shown if slices]
         if not shown:
             raise ValueError(
-                f"organ {self._name(organ)} has no voxel in any of the {len(scans)} support label maps. "
+                f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
                 "Annotate it, or take it out of organs."
             )
         chosen = [support_slices(slices, self.chunks) for _, slices in shown]
@@ -154,8 +161,7 @@ class VolumeInferer(Inferer):
         return OrganPrototypes(chunks, (begin, end))
 
     def _name(self, organ: int) -> str:
-        names = [name for name, value in (self.organs or {}).items() if value == organ]
-        return f"{names[0]} (id {organ})" if names else f"id {organ}"
+        return next(name for name, value in self.organ_names().items() if value == organ)
 
     @torch.no_grad()
     def _segment(
@@ -169,9 +175,7 @@ class VolumeInferer(Inferer):
             images = to_network(plain[..., start : start + self.slice_batch])
             features = network.encoder(images)
             for channel, plan in enumerate(plans):
-                margins = [
-                    self._margin(network, query, plan[start + offset]) for offset, query in enumerate(features)
-                ]
+                margins = [self._margin(network, query, plan[start + offset]) for offset, query in enumerate(features)]
                 scores[channel, ..., start : start + len(margins)] = (
                     upsample(torch.stack(margins), images)[:, 0].movedim(0, -1).float()
                 )

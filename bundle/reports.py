@@ -18,7 +18,7 @@ from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE, LABEL, PRED
 from bundle.transforms.slices import organ_slices, support_slices
 from bundle.transforms.volumes import restore_grid
-from bundle.visuals import caption, overlay_label, save_png, side_by_side, stacked
+from bundle.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 
 
 class DiceTable:
@@ -47,12 +47,14 @@ class DiceTable:
 
     def note_scan(self, engine: Engine) -> None:
         """Remember which scan a row of the metric belongs to."""
-        self._scans.extend(_name(item[IMAGE]) for item in engine.state.batch)
+        state: Any = engine.state
+        self._scans.extend(_name(item[IMAGE]) for item in state.batch)
 
     def report(self, engine: Engine) -> None:
         """Print and write."""
-        dice = np.asarray(engine.state.metric_details[self.metric].cpu(), dtype=float)
-        epoch = max(int(engine.state.epoch), 0)
+        state: Any = engine.state
+        dice = state.metric_details[self.metric].cpu().double().numpy()
+        epoch = max(int(state.epoch), 0)
         self._history = [(other, means) for other, means in self._history if other != epoch]
         self._history.append((epoch, np.nanmean(dice, axis=0)))
         self._write(epoch, dice)
@@ -80,16 +82,16 @@ class DiceTable:
 
 
 class SaveMasks:
-    """Write each predicted label map as NIfTI, on exactly the grid of the scan's file.
+    """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
     Args:
-        folder: Where ``<scan>.nii.gz`` goes.
-        organs: Names and ids, for the table of volumes beside the masks; ``None`` writes no table.
+        folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
+        inferer: Knows the organs.
     """
 
-    def __init__(self, folder: str | Path, organs: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: str | Path, inferer: VolumeInferer) -> None:
         self.folder = Path(folder)
-        self.organs = organs
+        self.inferer = inferer
         self._rows: list[list[str]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -99,17 +101,16 @@ class SaveMasks:
 
     def __call__(self, engine: Engine) -> None:
         """Write the scans of this iteration."""
-        for item in engine.state.output:
+        state: Any = engine.state
+        for item in state.output:
             name = _name(item[IMAGE])
             mask = restore_grid(MetaTensor(item[PRED], meta=item[IMAGE].meta))
             save_nifti(mask, self.folder / f"{name}.nii.gz")
             self._add_volumes(name, mask)
 
     def _add_volumes(self, name: str, mask: MetaTensor) -> None:
-        if not self.organs:
-            return
         milliliters = abs(float(np.linalg.det(np.asarray(mask.affine)[:3, :3]))) / 1000
-        for organ, value in self.organs.items():
+        for organ, value in self.inferer.organ_names().items():
             voxels = int((mask == value).sum())
             self._rows.append([name, organ, str(voxels), f"{voxels * milliliters:.2f}"])
         write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *self._rows])
@@ -121,13 +122,11 @@ class SaveOverlays:
     Args:
         folder: Where ``<scan>.png`` goes.
         inferer: Knows support and organs.
-        organs: Names and ids of the organs; ``None`` takes the inferer's ids.
     """
 
-    def __init__(self, folder: str | Path, inferer: VolumeInferer, organs: Mapping[str, int] | None = None) -> None:
+    def __init__(self, folder: str | Path, inferer: VolumeInferer) -> None:
         self.folder = Path(folder)
         self.inferer = inferer
-        self.organs = organs
 
     def attach(self, engine: Engine) -> None:
         """Draw after every scan."""
@@ -135,14 +134,15 @@ class SaveOverlays:
 
     def __call__(self, engine: Engine) -> None:
         """Draw the scans of this iteration."""
-        organs = self.organs or {f"organ {organ}": organ for organ in self.inferer.organ_ids()}
-        for batch, item in zip(engine.state.batch, engine.state.output, strict=True):
+        state: Any = engine.state
+        organs = self.inferer.organ_names()
+        for batch, item in zip(state.batch, state.output, strict=True):
             truth = batch.get(LABEL)
             rows = [self._row(name, organ, list(organs.values()), item, truth) for name, organ in organs.items()]
             save_png(stacked(rows), self.folder / f"{_name(item[IMAGE])}.png")
 
     def _row(self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any) -> np.ndarray:
-        support = next(s for s in (self.inferer.support[k] for k in range(99)) if organ_slices(s[LABEL], organ))
+        support = next(scan for scan in self.inferer.support_scans() if organ_slices(scan[LABEL], organ))
         z = support_slices(organ_slices(support[LABEL], organ), 1)[0]
         pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
         # Where the organ is thickest: in truth if there is one, else as predicted.
@@ -156,7 +156,7 @@ class SaveOverlays:
 
 def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:
     image, label = np.asarray(scan[IMAGE])[0, ..., z], np.asarray(label)[0, ..., z]
-    return caption(overlay_label(image, label, ids), text)
+    return caption(enlarged(overlay_label(image, label, ids)), text)
 
 
 def _name(image: MetaTensor) -> str:

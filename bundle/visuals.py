@@ -53,6 +53,12 @@ def overlay_label(image: Any, label: Any, ids: Sequence[int]) -> Picture:
     return picture
 
 
+def enlarged(picture: Picture, least: int = 256) -> Picture:
+    """Repeat the pixels of a small picture until it is at least ``least`` wide."""
+    factor = max(1, -(-least // picture.shape[1]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def caption(picture: Picture, text: str) -> Picture:
     """Put a line of text above a picture."""
     bar = Image.new("RGB", (picture.shape[1], 16))

@@ -1,8 +1,8 @@
 """Data: a study's scans, their slices and superpixels, and the episodes made of them."""
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
-from bundle.data.loading import ScanDataset, ScanError, read_scan, usable_scans
-from bundle.data.study import Study, fold_of, list_scans, open_study, scan_name
+from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.data.study import Study, find_scans, find_support, fold_of, list_scans, open_study, scan_name
 
 __all__ = [
     "EpisodeDataset",
@@ -10,10 +10,13 @@ __all__ = [
     "ScanDataset",
     "ScanError",
     "Study",
+    "find_scans",
+    "find_support",
     "fold_of",
     "list_scans",
     "open_study",
     "read_scan",
+    "report_problems",
     "scan_name",
     "usable_scans",
 ]

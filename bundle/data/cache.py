@@ -16,11 +16,11 @@ import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -117,7 +117,7 @@ def entry_name(scan: Scan, description: str) -> str:
         with path.open("rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 content.update(block)
-    content.update(f"format {FORMAT}, skimage {skimage.__version__}, {description}".encode())
+    content.update(f"format {FORMAT}, skimage {version('scikit-image')}, {description}".encode())
     return content.hexdigest()[:32]
 
 

@@ -114,9 +114,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         image = (self.scans[scan].image[z] - mean) / std
         return image, (self.scans[scan].superpixels[z] == chosen).astype(np.uint8)
 
-    def _view(
-        self, random: np.random.Generator, image: np.ndarray, mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _view(self, random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.augmentation.apply(self.augmentation.draw(random, *image.shape), image, mask)
 
     def _is_usable(self, mask: np.ndarray) -> bool:

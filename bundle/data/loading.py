@@ -104,3 +104,14 @@ def usable_scans(
         logger.error("cannot use %s", problem)
     usable = [scan for scan, problem in zip(scans, problems, strict=True) if not problem]
     return usable, [problem for problem in problems if problem]
+
+
+def report_problems(problems: Sequence[str]) -> None:
+    """Raise at the end of a run if some scans could not be used, so that its exit code tells.
+
+    Raises:
+        ScanError: If there is a problem; the message lists all.
+    """
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ScanError(f"{len(problems)} scans could not be used, all others are done:\n  {lines}")

@@ -1,7 +1,7 @@
 """A phantom study: made-up abdomens whose right answer is known, for demonstration and for tests.
 
-Each patient has a body with fat, spine, bowel, a liver, two kidneys and a spleen whose place, size, brightness and texture vary;
-the scan adds a bias field or a beam's noise. Nothing of it is medical data.
+Each patient has a body with fat, spine, bowel, a liver, two kidneys and a spleen whose place, size, brightness and
+texture vary; the scan adds a bias field or a beam's noise. Nothing of it is medical data.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -53,7 +53,7 @@ class PhantomSettings:
     seed: int = 0
 
 
-def write_phantom_study(folder: str | Path, **settings: object) -> Path:
+def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
     """Make a phantom study, unless the same one is there already.
 
     Args:
@@ -83,13 +83,13 @@ def write_phantom_study(folder: str | Path, **settings: object) -> Path:
     return folder
 
 
-def _settings(settings: dict[str, object]) -> PhantomSettings:
+def _settings(settings: dict[str, Any]) -> PhantomSettings:
     known = set(PhantomSettings.__dataclass_fields__)
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"unknown phantom settings {unknown}; known are {sorted(known)}.")
     if "size" in settings:
-        settings = settings | {"size": tuple(settings["size"])}  # type: ignore[call-overload]
-    wanted = PhantomSettings(**settings)  # type: ignore[arg-type]
+        settings = settings | {"size": tuple(settings["size"])}
+    wanted = PhantomSettings(**settings)
     if wanted.unlabeled < 0 or wanted.labeled < 0 or wanted.modality not in ("ct", "mr"):
         raise ValueError(f"a phantom study needs scans to be counted from 0 and modality 'ct' or 'mr', got {wanted}.")
     return wanted
@@ -153,9 +153,7 @@ def phantom_scan(random: np.random.Generator, settings: PhantomSettings) -> tupl
     return np.rint(image if is_ct else np.abs(image)).astype(np.int16), label
 
 
-def _ellipsoid(
-    place: np.ndarray, center: object, axes: object, wobble: np.ndarray | float = 0.0
-) -> np.ndarray:
+def _ellipsoid(place: np.ndarray, center: Any, axes: Any, wobble: np.ndarray | float = 0.0) -> np.ndarray:
     offset = (place - np.reshape(center, (3, 1, 1, 1))) / np.reshape(axes, (3, 1, 1, 1))
     return (offset**2).sum(axis=0) < (1 + wobble) ** 2
 
@@ -166,9 +164,7 @@ def _smooth_noise(random: np.random.Generator, shape: tuple[int, ...], width: fl
     return (noise - noise.mean()) / noise.std()
 
 
-def _paint(
-    image: np.ndarray, mask: np.ndarray, brightness: float, random: np.random.Generator, grain: float
-) -> None:
+def _paint(image: np.ndarray, mask: np.ndarray, brightness: float, random: np.random.Generator, grain: float) -> None:
     """Fill a mask with a brightness and a texture of its own."""
     texture = 0.09 * max(abs(brightness), 60.0) * _smooth_noise(random, image.shape, grain)
     image[mask] = (brightness + texture)[mask]

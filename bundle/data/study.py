@@ -1,7 +1,7 @@
 """A study's scans on disk -> who trains, who is the support, who is a query.
 
-    <dataset_dir>/images/<scan>.nii.gz        every scan
-    <dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
+<dataset_dir>/images/<scan>.nii.gz        every scan
+<dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
 """
 
 from __future__ import annotations
@@ -75,6 +75,82 @@ def open_study(
             f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
         )
     return Study(_images(training), annotated[:1], annotated[1:])
+
+
+def find_support(
+    support_dir: str | Path | None = None,
+    support_image: str | Sequence[str] | None = None,
+    support_label: str | Sequence[str] | None = None,
+    default: Study | None = None,
+) -> list[ScanFiles]:
+    """Find the annotated scans that show what to segment.
+
+    Args:
+        support_dir: Folder with ``images`` and ``labels``; every image needs its label.
+        support_image: Instead, the image file or files.
+        support_label: And their label maps, in the same order.
+        default: Whose support to use if nothing is given.
+
+    Returns:
+        ``{"image", "label"}`` of each annotated scan.
+
+    Raises:
+        FileNotFoundError: If ``support_dir`` or its images are missing.
+        ValueError: If an image has no label, or nothing was given.
+    """
+    if support_dir is not None:
+        scans = list_scans(support_dir)
+        if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:
+            raise ValueError(
+                f"every support image needs a label map of its name, but {Path(support_dir) / 'labels'} has none for "
+                f"{', '.join(bare[:5])}. Annotate them, or take them out of the support."
+            )
+        return scans
+    images = [support_image] if isinstance(support_image, str) else list(support_image or [])
+    labels = [support_label] if isinstance(support_label, str) else list(support_label or [])
+    if len(images) != len(labels):
+        raise ValueError(
+            f"support_image and support_label must name as many files, got {len(images)} images and {len(labels)} "
+            "labels. Every support image needs its label map."
+        )
+    if images:
+        return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+    if default is None or not default.support:
+        raise ValueError(
+            "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
+            "and support_label."
+        )
+    return default.support
+
+
+def find_scans(
+    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Study | None = None
+) -> list[ScanFiles]:
+    """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
+
+    Args:
+        dataset_dir: Folder of scans.
+        support: The annotated scans, which are not segmented again.
+        default: Whose queries to use if ``dataset_dir`` is ``None``.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or holds no scan but the support's.
+    """
+    if dataset_dir is None:
+        return _images(default.queries if default is not None else [])
+    folder = Path(dataset_dir)
+    if folder.is_dir() and not (folder / "images").is_dir():
+        scans = [{"image": str(path)} for _, path in sorted(_by_name(folder).items())]
+    else:
+        scans = _images(list_scans(folder))
+    known = {Path(scan["image"]).resolve() for scan in support}
+    scans = [scan for scan in scans if Path(scan["image"]).resolve() not in known]
+    if not scans:
+        raise FileNotFoundError(
+            f"{folder} holds no scan to segment besides the support. Put scans there as one of "
+            f"{', '.join(IMAGE_SUFFIXES)}."
+        )
+    return scans
 
 
 def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:

@@ -4,6 +4,7 @@ from bundle.networks.alpnet import AlignedALPNet, ALPNet
 from bundle.networks.classifier import CosineClassifier
 from bundle.networks.encoders import ResNetEncoder
 from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
+from bundle.networks.weights import load_network
 
 __all__ = [
     "ALPNet",
@@ -14,4 +15,5 @@ __all__ = [
     "ForegroundPrototypes",
     "LocalPrototypes",
     "ResNetEncoder",
+    "load_network",
 ]

@@ -65,9 +65,7 @@ class ALPNet(nn.Module):
         logits = self.segment(query, support, reduce_mask(support_mask, query))
         return upsample(logits, query_image)
 
-    def encode_episode(
-        self, query_image: Tensor, support_image: Tensor, support_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def encode_episode(self, query_image: Tensor, support_image: Tensor, support_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return query features ``(B, D, h, w)`` and support features ``(B, K, D, h, w)``."""
         _check_episode(query_image, support_image, support_mask)
         batch, shots = support_image.shape[0], support_image.shape[1]

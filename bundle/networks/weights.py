@@ -42,18 +42,55 @@ def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) 
     # Left out by old checkpoints, and not used: it only counts training batches.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected and not key.startswith(HEADS)]
-    reshaped = [
+    _refuse_misfits(weights, f"a ResNet-{depth}", missing, unexpected, _reshaped(state, expected))
+    backbone.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
+
+
+def load_network(network: nn.Module, path: str | Path | None, device: torch.device | str = "cpu") -> nn.Module:
+    """Load trained weights into a whole network and move it to a device.
+
+    Args:
+        network: The network, as the config builds it.
+        path: ``model.pt``, or a training's checkpoint; ``None`` leaves the network untrained.
+        device: Where it goes.
+
+    Returns:
+        The network itself.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it was made by a network of other parts or sizes; the message lists the tensors.
+    """
+    if path is not None:
+        state, expected = _read(Path(path)), network.state_dict()
+        _refuse_misfits(
+            path,
+            type(network).__name__,
+            missing=[key for key in expected if key not in state],
+            unexpected=[key for key in state if key not in expected],
+            reshaped=_reshaped(state, expected),
+        )
+        network.load_state_dict(state)
+    return network.to(device)
+
+
+def _reshaped(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    return [
         f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
+
+
+def _refuse_misfits(
+    path: str | Path, network: str, missing: list[str], unexpected: list[str], reshaped: list[str]
+) -> None:
     if missing or unexpected or reshaped:
         raise ValueError(
-            f"the weights {weights} do not fit a ResNet-{depth}: missing {_listed(missing)}; "
-            f"unexpected {_listed(unexpected)}; of another shape {_listed(reshaped)}. "
-            "Set the encoder's depth and last_stage to those of the checkpoint."
+            f"the weights {path} do not fit {network}: missing {_listed(missing)}; unexpected {_listed(unexpected)}; "
+            f"of another shape {_listed(reshaped)}. Set the encoder's depth, last_stage and out_channels to those "
+            "that the weights were made with."
         )
-    backbone.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -63,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             "download one, or null for a random start."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -81,12 +81,12 @@ class Augmentation:
 
     def draw(self, random: np.random.Generator, height: int, width: int) -> View:
         """Draw one view for slices of ``height`` x ``width`` pixels."""
-        rotate = random.uniform(*self.rotate)
-        translate = (random.uniform(*self.translate), random.uniform(*self.translate))
-        shear = random.uniform(*self.shear)
-        zoom = random.uniform(*self.zoom)
+        rotate = _uniform(random, self.rotate)
+        translate = (_uniform(random, self.translate), _uniform(random, self.translate))
+        shear = _uniform(random, self.shear)
+        zoom = _uniform(random, self.zoom)
         field = random.uniform(-1, 1, size=(2, height, width))
-        return View(rotate, translate, shear, zoom, self.smooth(field), random.uniform(*self.gamma))
+        return View(rotate, translate, shear, zoom, self.smooth(field), _uniform(random, self.gamma))
 
     def smooth(self, field: np.ndarray) -> np.ndarray:
         """Turn a field of uniform(-1, 1) draws ``(2, H, W)`` into displacements in pixels."""
@@ -131,6 +131,10 @@ def change_gamma(image: Tensor, gamma: float) -> Tensor:
     low = image.min()
     span = image.max() - low + 1e-5
     return span * ((image - low + 1e-5) / span) ** gamma + low
+
+
+def _uniform(random: np.random.Generator, span: Range) -> float:
+    return float(random.uniform(span[0], span[1]))
 
 
 def _about(centre: tuple[float, float], degrees: float, zoom: float) -> np.ndarray:

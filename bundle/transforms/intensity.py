@@ -1,6 +1,6 @@
 """Intensities: what a modality's numbers mean, brought to what the network expects.
 
-    CT: window in HU -> [0, 255] -> training-set statistics      MR: clip at the top -> z-score of the volume
+CT: window in HU -> [0, 255] -> training-set statistics      MR: clip at the top -> z-score of the volume
 """
 
 from __future__ import annotations

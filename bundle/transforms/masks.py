@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,19 +20,19 @@ class ScoresToLabeld(MapTransform):
 
     Args:
         keys: Scores.
-        organs: Names and ids of the organs, in the order of the channels; ``None`` counts them from 1.
+        organ_ids: Gives the ids of the organs, in the order of the channels: ``VolumeInferer.organ_ids``. It is
+            asked when scores come, because the support may tell the organs only then.
     """
 
-    def __init__(self, keys: KeysCollection, organs: Mapping[str, int] | None = None) -> None:
+    def __init__(self, keys: KeysCollection, organ_ids: Callable[[], Sequence[int]]) -> None:
         super().__init__(keys)
-        self.organs = organs
+        self.organ_ids = organ_ids
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its scores replaced by label maps, uint8 or int16."""
         result = dict(data)
         for key in self.key_iterator(data):
-            ids = list(self.organs.values()) if self.organs else list(range(1, data[key].shape[0] + 1))
-            result[key] = scores_to_label(data[key], ids)
+            result[key] = scores_to_label(data[key], self.organ_ids())
         return result
 
 

@@ -18,7 +18,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResampleToMatch, ResizeWithPadOrCrop, Spacing
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import LABEL
@@ -192,11 +192,10 @@ class FitSlicesd(MapTransform):
             raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {list(size)}.")
         if isinstance(spacing, str) and spacing != "fit":
             raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
-        if isinstance(spacing, Sequence) and not isinstance(spacing, str):
-            if len(spacing) != 3 or not all(mm > 0 or mm == -1 for mm in spacing):
-                raise ValueError(
-                    f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
-                )
+        if isinstance(spacing, list | tuple) and not (len(spacing) == 3 and all(mm > 0 or mm == -1 for mm in spacing)):
+            raise ValueError(
+                f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
+            )
         self.size = list(size)
         self.spacing = spacing
 
@@ -210,7 +209,7 @@ class FitSlicesd(MapTransform):
             result[key] = ResizeWithPadOrCrop([*self.size, volume.shape[-1]], mode="constant", value=fill)(volume)
         return result
 
-    def _resampled(self, volume: MetaTensor, mode: str) -> MetaTensor:
+    def _resampled(self, volume: MetaTensor, mode: str) -> Any:
         if self.spacing is None:
             return volume
         present = np.asarray(volume.pixdim, dtype=float)
@@ -251,7 +250,11 @@ def restore_grid(label: MetaTensor) -> MetaTensor:
     shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
     affine = torch.as_tensor(np.asarray(meta[MetaKeys.ORIGINAL_AFFINE]), dtype=torch.float64)
     grid = MetaTensor(torch.zeros(1, *shape), affine=affine)
-    restored = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=torch.float64)(label, img_dst=grid)
-    values = restored.as_tensor().round().to(torch.int16 if float(label.max()) > 255 else torch.uint8)
+    restored = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=np.float64)(label, img_dst=grid)
+    values = (
+        convert_to_tensor(restored, track_meta=False)
+        .round()
+        .to(torch.int16 if float(label.max()) > 255 else torch.uint8)
+    )
     kept = {key: value for key, value in meta.items() if key != MetaKeys.AFFINE}
     return MetaTensor(values, affine=affine, meta=kept)

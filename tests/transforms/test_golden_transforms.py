@@ -37,7 +37,7 @@ def test_superpixel_ids_equal_the_authors(case: dict[str, Any]) -> None:
 def test_each_step_of_the_augmentation_equals_the_authors(index: int, case: dict[str, Any]) -> None:
     arrays = golden_arrays("augment.npz", f"M{index}", "image")
     image, label = arrays["image"], arrays["label"]
-    draws = np.random.RandomState(case["randomstate_elastic"])  # noqa: NPY002: the golden set's generator
+    draws = np.random.RandomState(case["randomstate_elastic"])
     field = np.stack([draws.rand(*image.shape), draws.rand(*image.shape)]) * 2 - 1
     augmentation = Augmentation()
     view = View(

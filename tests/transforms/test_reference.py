@@ -36,9 +36,7 @@ def test_chaos_volumes_and_labels_equal_the_authors(name: str) -> None:
     np.testing.assert_allclose(resampled[tied], expected[tied], atol=1)
     label = reference.resample_label(xyz(arrays[f"{name}.label"]), old, new)
     np.testing.assert_array_equal(label, xyz(arrays[f"{name}.resampled_label"]))
-    np.testing.assert_array_equal(
-        reference.center_crop_or_pad(expected, case["crop"]), xyz(arrays[f"{name}.crop"])
-    )
+    np.testing.assert_array_equal(reference.center_crop_or_pad(expected, case["crop"]), xyz(arrays[f"{name}.crop"]))
     np.testing.assert_array_equal(
         reference.center_crop_or_pad(label, case["crop"], fill=0), xyz(arrays[f"{name}.crop_label"])
     )

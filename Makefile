@@ -1,0 +1,28 @@
+# Two commands, each doing its own set-up on a machine that has python3 (3.10 or newer) and make:
+#   make train    learn on a phantom study and segment patients it has not seen
+#   make test     lint, types, tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+train: $(READY)
+	$(BIN)/python -m monai.bundle run training --config_file configs/train.yaml
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov --cov-fail-under=95
+
+clean:
+	rm -rf $(VENV) eval .coverage .pytest_cache .mypy_cache .ruff_cache *.egg-info
