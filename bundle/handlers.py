@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -54,8 +55,10 @@ class ProgressBar:
         """Draw the bar, once, at the step that the run starts from."""
         if self._bar is None:
             state: Any = engine.state
+            # An evaluator counts epochs of the trainer, and runs one.
+            epochs = 1 if isinstance(engine, Evaluator) else state.max_epochs
             self._bar = tqdm(
-                total=state.epoch_length * (state.max_epochs - state.epoch + 1) + state.iteration,
+                total=state.epoch_length * epochs,
                 initial=state.iteration,
                 desc=self.description,
                 unit=self.unit,

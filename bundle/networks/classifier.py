@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -34,7 +35,6 @@ class CosineClassifier(nn.Module):
 
     def similarity(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """Return the scaled cosine ``(N, h, w)`` of each pixel to each prototype."""
-        return self.scale * torch.einsum("dhw,nd->nhw", self._unit(features, 0), self._unit(prototypes, 1))
-
-    def _unit(self, vectors: Tensor, dim: int) -> Tensor:
-        return vectors / vectors.norm(dim=dim, keepdim=True).clamp_min(self.eps)
+        unit_features = F.normalize(features, dim=0, eps=self.eps)
+        unit_prototypes = F.normalize(prototypes, dim=1, eps=self.eps)
+        return self.scale * torch.einsum("dhw,nd->nhw", unit_features, unit_prototypes)

@@ -1,0 +1,147 @@
+"""Tests of ``bundle.networks.prototypes``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundle.networks import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
+from bundle.networks.prototypes import masked_average_pool
+
+POOLINGS = [ClassPrototype, LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes]
+
+
+def block(top: int, left: int, height: int, width: int, field: tuple[int, int] = (12, 16)) -> Tensor:
+    """A rectangle in a field, ``(1, 1, *field)``."""
+    mask = torch.zeros(1, 1, *field)
+    mask[..., top : top + height, left : left + width] = 1
+    return mask
+
+
+def pool_by_loop(features: Tensor, mask: Tensor, window: int, min_coverage: float) -> Tensor:
+    """The paper's definition, one cell at a time."""
+    kept = []
+    for shot, shot_mask in zip(features, mask, strict=True):
+        for top in range(0, shot.shape[-2] - window + 1, window):
+            for left in range(0, shot.shape[-1] - window + 1, window):
+                cell = (slice(top, top + window), slice(left, left + window))
+                if shot_mask[0][cell].mean() > min_coverage:
+                    kept.append(shot[(slice(None), *cell)].mean(dim=(-2, -1)))
+    return torch.stack(kept) if kept else features.new_zeros(0, features.shape[1])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+@pytest.mark.parametrize("shots", [1, 3])
+def test_local_prototypes_match_the_loop(window: int, shots: int) -> None:
+    features = torch.randn(shots, 5, 9, 14)
+    mask = (torch.rand(shots, 1, 9, 14) > 0.3).float()
+    pooling = LocalPrototypes(window, eval_window=None, min_coverage=0.5)
+    torch.testing.assert_close(pooling(features, mask), pool_by_loop(features, mask, window, 0.5))
+
+
+def test_the_window_is_4_in_training_and_2_in_eval_mode() -> None:
+    features, mask = torch.randn(1, 5, 12, 16), block(0, 0, 12, 16)
+    pooling = LocalPrototypes()
+    assert pooling.train()(features, mask).shape == (3 * 4, 5)
+    assert pooling.eval()(features, mask).shape == (6 * 8, 5)
+
+
+def test_a_cell_is_kept_only_above_the_coverage() -> None:
+    mask = block(0, 0, 4, 4)
+    mask[..., 0, 0] = 0  # 15 of 16 pixels: 0.9375
+    features = torch.randn(1, 5, 12, 16)
+    assert LocalPrototypes(4, min_coverage=0.93)(features, mask).shape[0] == 1
+    assert LocalPrototypes(4, min_coverage=0.9375)(features, mask).shape[0] == 0
+
+
+def test_foreground_has_local_prototypes_and_one_a_shot_last() -> None:
+    features = torch.randn(2, 5, 12, 16)
+    mask = torch.cat([block(4, 4, 4, 8), block(0, 0, 2, 2)])
+    prototypes = ForegroundPrototypes(window=4)(features, mask)
+    torch.testing.assert_close(prototypes[:2], pool_by_loop(features, mask, 4, 0.95))
+    torch.testing.assert_close(prototypes[2:], masked_average_pool(features, mask))
+
+
+def test_a_small_foreground_has_one_prototype_averaged_over_shots() -> None:
+    features = torch.randn(2, 5, 12, 16)
+    mask = torch.cat([block(5, 5, 2, 2), block(1, 1, 3, 3)])
+    expected = (features[0, :, 5:7, 5:7].mean((-2, -1)) + features[1, :, 1:4, 1:4].mean((-2, -1))) / 2
+    torch.testing.assert_close(ForegroundPrototypes()(features, mask), expected[None], rtol=1e-4, atol=1e-5)
+
+
+def test_the_rule_for_local_foreground_asks_4_x_4_cells_in_eval_mode_too() -> None:
+    mask = block(1, 1, 4, 4)  # covers 2 x 2 cells, but no 4 x 4 cell of the grid
+    pooling = ForegroundPrototypes().eval()
+    assert pooling(torch.randn(1, 5, 12, 16), mask).shape[0] == 1
+    assert pooling.local(torch.randn(1, 5, 12, 16), mask).shape[0] == 1
+    assert ForegroundPrototypes(rule_window=2).eval()(torch.randn(1, 5, 12, 16), mask).shape[0] == 2
+
+
+def test_background_without_a_covered_cell_is_one_class_prototype() -> None:
+    features, mask = torch.randn(1, 5, 12, 16), block(5, 5, 2, 2)
+    expected = features[0, :, 5:7, 5:7].mean((-2, -1))
+    torch.testing.assert_close(BackgroundPrototypes()(features, mask), expected[None], rtol=1e-4, atol=1e-5)
+
+
+def test_background_has_no_class_prototype_beside_local_ones() -> None:
+    features, mask = torch.randn(1, 5, 12, 16), block(0, 0, 8, 8)
+    torch.testing.assert_close(BackgroundPrototypes(4)(features, mask), pool_by_loop(features, mask, 4, 0.95))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+class TestEveryPooling:
+    """What holds for each member; a new one is added to ``POOLINGS``."""
+
+    def test_it_gives_vectors_of_the_features(self, pooling: type[nn.Module]) -> None:
+        prototypes = pooling()(torch.randn(3, 5, 12, 16), block(0, 0, 8, 8).expand(3, 1, 12, 16))
+        assert prototypes.ndim == 2
+        assert prototypes.shape[1] == 5
+
+    def test_an_empty_mask_gives_zeros_or_nothing(self, pooling: type[nn.Module]) -> None:
+        prototypes = pooling()(torch.randn(1, 5, 12, 16), torch.zeros(1, 1, 12, 16))
+        assert prototypes.shape[0] <= 1
+        assert bool((prototypes == 0).all())
+
+    def test_a_full_mask_is_finite(self, pooling: type[nn.Module]) -> None:
+        prototypes = pooling()(torch.randn(1, 5, 12, 16), torch.ones(1, 1, 12, 16))
+        assert prototypes.isfinite().all()
+
+    def test_a_map_smaller_than_the_window_works(self, pooling: type[nn.Module]) -> None:
+        assert pooling()(torch.randn(1, 5, 3, 2), torch.ones(1, 1, 3, 2)).isfinite().all()
+
+    def test_of_a_constant_region_it_is_that_constant(self, pooling: type[nn.Module]) -> None:
+        mask = block(4, 4, 8, 8)
+        features = torch.where(mask.bool(), 3.0, 99.0).expand(1, 5, 12, 16)
+        prototypes = pooling()(features, mask)
+        torch.testing.assert_close(prototypes, torch.full_like(prototypes, 3.0))
+
+    def test_gradient_reaches_the_features(self, pooling: type[nn.Module]) -> None:
+        features = torch.randn(1, 5, 12, 16, requires_grad=True)
+        pooling()(features, block(0, 0, 8, 8)).sum().backward()
+        assert features.grad is not None
+        assert bool((features.grad[..., :8, :8] != 0).any())
+
+    def test_a_mask_at_image_resolution_is_refused(self, pooling: type[nn.Module]) -> None:
+        with pytest.raises(ValueError, match=r"Resize the mask to the feature map"):
+            pooling()(torch.randn(1, 5, 4, 4), torch.ones(1, 1, 12, 16))
+
+
+@pytest.mark.parametrize("pooling", [LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes])
+@pytest.mark.parametrize("window", [0, -1, 1.5, True])
+def test_a_window_that_is_no_positive_whole_number_is_refused(pooling: type[nn.Module], window: float) -> None:
+    with pytest.raises(ValueError, match="window must be a whole number of feature-map pixels, at least 1"):
+        pooling(window=window)
+
+
+@pytest.mark.parametrize("pooling", [LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes])
+@pytest.mark.parametrize("min_coverage", [-0.1, 1.0, 1.5])
+def test_a_coverage_out_of_range_is_refused(pooling: type[nn.Module], min_coverage: float) -> None:
+    with pytest.raises(ValueError, match=r"min_coverage must be in \[0, 1\)"):
+        pooling(min_coverage=min_coverage)
+
+
+def test_the_same_shot_twice_leaves_the_class_prototype_as_it_is() -> None:
+    features, mask = torch.randn(1, 5, 12, 16), block(2, 3, 4, 7)
+    twice = ClassPrototype()(features.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1, 1))
+    torch.testing.assert_close(twice, ClassPrototype()(features, mask))

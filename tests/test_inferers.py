@@ -1,0 +1,166 @@
+"""Tests of ``bundle.inferers``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from bundle.inferers import VolumeInferer
+from bundle.networks import ALPNet
+
+
+class Intensities(nn.Module):
+    """Features that tell three gray values apart: the answer of a phantom is then known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.calls = 0
+        self.images = 0
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.calls += 1
+        self.images += image.shape[0]
+        gray = image[:, :1]
+        return self.gain * torch.cat([(gray == value).float() for value in (0, 1, 2)], dim=1)
+
+
+def scan(shift: int, depth: int = 12, organ_slices: range = range(3, 9)) -> dict[str, Tensor]:
+    """Two blocks of gray 1 and 2 in slices of 24 x 32, as organs 3 and 7."""
+    label = torch.zeros(1, 24, 32, depth)
+    for z in organ_slices:
+        label[0, 4:12, 4 + shift : 14 + shift, z] = 3
+        label[0, 14:22, 8:18, z] = 7
+    image = torch.where(label == 3, 1.0, 0.0) + torch.where(label == 7, 2.0, 0.0)
+    return {"image": image, "label": label}
+
+
+def label_of(scores: Tensor, ids: list[int]) -> Tensor:
+    best, channel = scores.max(dim=1)
+    return torch.where(best > 0, torch.tensor(ids)[channel], 0)[:, None]
+
+
+@pytest.fixture
+def network() -> ALPNet:
+    return ALPNet(Intensities()).eval()
+
+
+def test_all_organs_of_another_scan_are_found(network: ALPNet) -> None:
+    query = scan(shift=9, depth=15, organ_slices=range(5, 13))
+    inferer = VolumeInferer([scan(shift=0)])
+    scores = inferer(query["image"][None], network)
+    assert scores.shape == (1, 2, 24, 32, 15)
+    assert inferer.organ_ids() == [3, 7]
+    assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
+
+
+def test_the_truth_of_the_query_is_not_used_in_the_volume_protocol(network: ALPNet) -> None:
+    query, inferer = scan(shift=9), VolumeInferer([scan(shift=0)])
+    blind = inferer(query["image"][None], network)
+    told = inferer(query["image"][None], network, label=torch.randint(0, 8, (1, 1, 24, 32, 12)))
+    assert torch.equal(blind, told)
+
+
+def test_the_paper_protocol_scores_nothing_outside_the_organs_extent(network: ALPNet) -> None:
+    query = scan(shift=9)
+    query["image"][..., 0] = query["image"][..., 5]  # looks like the organ, where the label has none
+    inferer = VolumeInferer([scan(shift=0)], protocol="paper")
+    scores = inferer(query["image"][None], network, label=query["label"][None])
+    assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
+
+
+def test_the_paper_protocol_without_a_label_is_refused(network: ALPNet) -> None:
+    with pytest.raises(ValueError, match="the 'paper' protocol needs the query's label"):
+        VolumeInferer([scan(0)], protocol="paper")(scan(1)["image"][None], network)
+
+
+def test_an_organ_that_the_query_does_not_have_is_not_found_in_the_paper_protocol(network: ALPNet) -> None:
+    query = scan(shift=9)
+    query["label"][query["label"] == 7] = 0
+    scores = VolumeInferer([scan(0)], protocol="paper")(query["image"][None], network, label=query["label"][None])
+    assert bool((scores[:, 1] < 0).all())
+
+
+def test_each_query_slice_is_encoded_once_for_all_organs_and_the_support_once_for_all_queries(
+    network: ALPNet,
+) -> None:
+    inferer = VolumeInferer([scan(0)], slice_batch=5)
+    inferer(scan(5)["image"][None], network)
+    after_first = network.encoder.images
+    assert after_first == 2 * 3 + 12  # three slices for each of two organs, then the query's
+    inferer(scan(7)["image"][None], network)
+    assert network.encoder.images == after_first + 12
+
+
+def test_new_weights_encode_the_support_again(network: ALPNet) -> None:
+    inferer = VolumeInferer([scan(0)])
+    inferer(scan(5)["image"][None], network)
+    before = network.encoder.images
+    with torch.no_grad():
+        network.encoder.gain.mul_(2)
+    inferer(scan(5)["image"][None], network)
+    assert network.encoder.images == before + 2 * 3 + 12
+
+
+@pytest.mark.parametrize("slice_batch", [1, 5, 64])
+def test_the_batch_of_slices_changes_nothing(network: ALPNet, slice_batch: int) -> None:
+    query = scan(9)["image"][None]
+    expected = VolumeInferer([scan(0)], slice_batch=12)(query, network)
+    torch.testing.assert_close(VolumeInferer([scan(0)], slice_batch=slice_batch)(query, network), expected)
+
+
+def test_several_support_scans_are_several_shots(network: ALPNet) -> None:
+    query = scan(shift=9)
+    scores = VolumeInferer([scan(0), scan(2, depth=9), scan(4)])(query["image"][None], network)
+    assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
+
+
+def test_an_organ_may_be_in_one_of_the_support_scans_only(network: ALPNet) -> None:
+    first, second = scan(0), scan(2)
+    first["label"][first["label"] == 7] = 0
+    second["label"][second["label"] == 3] = 0
+    query = scan(9)
+    scores = VolumeInferer([first, second])(query["image"][None], network)
+    assert bool((label_of(scores, [3, 7]) == 7).any())
+    assert bool((label_of(scores, [3, 7]) == 3).any())
+
+
+def test_only_the_organs_that_are_asked_for_are_segmented(network: ALPNet) -> None:
+    inferer = VolumeInferer([scan(0)], organs={"second": 7})
+    assert inferer(scan(9)["image"][None], network).shape[1] == 1
+    assert inferer.organ_names() == {"second": 7}
+
+
+def test_scores_carry_the_querys_meta(network: ALPNet) -> None:
+    affine = torch.diag(torch.tensor([1.5, 2.0, 5.0, 1.0], dtype=torch.float64))
+    query = MetaTensor(scan(9)["image"][None], affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    scores = VolumeInferer([scan(0)])(query, network)
+    assert scores.meta["filename_or_obj"] == "a.nii.gz"
+    torch.testing.assert_close(scores.affine, affine)
+
+
+def test_an_organ_without_a_voxel_in_the_support_is_named(network: ALPNet) -> None:
+    with pytest.raises(ValueError, match=r"liver \(id 9\) has no voxel in any of the 1 support label maps"):
+        VolumeInferer([scan(0)], organs={"liver": 9})(scan(1)["image"][None], network)
+
+
+def test_no_support_is_refused(network: ALPNet) -> None:
+    with pytest.raises(ValueError, match="there is no annotated scan"):
+        VolumeInferer([])(scan(1)["image"][None], network)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "slices"}, "protocol must be 'volume' or 'paper'"),
+        ({"chunks": 0}, "chunks and slice_batch must be at least 1"),
+        ({"slice_batch": 0}, "chunks and slice_batch must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VolumeInferer([scan(0)], **settings)

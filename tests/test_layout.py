@@ -1,0 +1,81 @@
+"""The arrows between rooms: who may import whom. And the two metadata files, the versions, the configs."""
+
+from __future__ import annotations
+
+import ast
+import filecmp
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import bundle
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bundle"
+
+# room -> the rooms it may import; a room missing here fails, so that a new one is a decision.
+ALLOWED = {
+    "keys": set(),
+    "transforms": {"keys"},
+    "data": {"keys", "transforms"},
+    "networks": set(),
+    "losses": set(),
+    "visuals": {"keys"},
+    "inferers": {"keys", "transforms", "networks"},
+    "engines": {"keys"},
+    "handlers": {"keys", "visuals"},
+    "reports": {"keys", "transforms", "inferers", "visuals"},
+    "checks": {"data"},
+    "__main__": set(),
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms of ``bundle`` that a module imports."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("bundle.")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert imported_rooms(path) - {room} <= ALLOWED[room]
+
+
+def test_the_two_metadata_files_are_equal() -> None:
+    assert filecmp.cmp(ROOT / "metadata.json", ROOT / "configs" / "metadata.json", shallow=False)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    metadata = json.loads((ROOT / "metadata.json").read_text())
+    newest = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert metadata["version"] == newest[1] == bundle.__version__
+    assert metadata["version"] in metadata["changelog"]
+
+
+def test_pinned_versions_are_those_of_the_metadata() -> None:
+    metadata = json.loads((ROOT / "metadata.json").read_text())
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    declared = metadata["required_packages_version"] | {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    assert {name: pins.get(name) for name in declared} == declared
+
+
+def test_every_package_is_installed_with_the_project() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    for path in PACKAGE.rglob("__init__.py"):
+        name = ".".join(path.parent.relative_to(ROOT).parts)
+        assert f'"{name}"' in pyproject, name

@@ -1,0 +1,342 @@
+"""The shipped configs, run on a phantom: training, resume, inference, and what MONAI expects of a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+TRAIN = [str(CONFIGS / "train.yaml"), str(CONFIGS / "smoke.yaml")]
+INFER = [str(CONFIGS / "inference.yaml"), str(CONFIGS / "smoke.yaml")]
+SCHEMA = ROOT.parent / "shared" / "reference" / "schema" / "meta_schema_20240725.json"
+
+
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs set process-wide things, and read the command that started the process: give each test its own."""
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def workflow(files: list[str], output_dir: Path, **keys: Any) -> ConfigWorkflow:
+    kind = "train" if "train" in files[0] else "infer"
+    logging_file = str(CONFIGS / "logging.conf")
+    settings = {"bundle_root": str(ROOT), "output_dir": str(output_dir)} | keys
+    made = ConfigWorkflow(files, logging_file=logging_file, workflow_type=kind, **settings)
+    made.initialize()
+    return made
+
+
+def train(output_dir: Path, **keys: Any) -> dict[str, torch.Tensor]:
+    workflow(TRAIN, output_dir, **keys).run()
+    return torch.load(output_dir / "model.pt", weights_only=True)
+
+
+def run_command(*words: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+
+
+def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished smoke training, started by the command of the README."""
+    output = tmp_path_factory.mktemp("trained")
+    done = run_command(
+        "monai.bundle", "run", "training", "--config_file", str(["configs/train.yaml", "configs/smoke.yaml"]),
+        "--output_dir", str(output), "--max_epochs", "2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (output / "stdout.txt").write_text(done.stdout)
+    return output
+
+
+def test_training_prints_dice_before_and_after(trained: Path) -> None:
+    lines = (trained / "stdout.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("0 (untrained)")]
+    assert [line for line in lines if line.startswith("2 ")]
+
+
+def test_training_leaves_weights_checkpoint_log_table_masks_and_pictures(trained: Path) -> None:
+    made = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    expected = {
+        "model.pt", "checkpoints/last.pt", "log/training.csv", "dice.csv", "masks/phantom_03.nii.gz",
+        "overlays/phantom_03.png", "masks/volumes.csv",
+    }  # fmt: skip
+    assert expected <= made
+    assert any(name.startswith("log/events") for name in made)
+    assert not [name for name in made if "tmp" in name]
+
+
+def test_training_masks_lie_on_the_grid_of_their_scan(trained: Path) -> None:
+    mask = nibabel.load(trained / "masks" / "phantom_03.nii.gz")
+    scan = nibabel.load(trained / "phantom" / "images" / "phantom_03.nii.gz")
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+
+
+def test_the_same_seed_gives_bit_equal_weights_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, second = train(tmp_path / "a", num_workers=0), train(tmp_path / "b", num_workers=2)
+    assert_equal_states(first, second)
+    other = train(tmp_path / "c", seed=5)
+    assert not torch.equal(first["encoder.localconv.weight"], other["encoder.localconv.weight"])
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    keys = {"epoch_length": 40, "max_epochs": 2, "val_interval": 2}
+    expected = train(tmp_path / "whole", **keys)
+
+    cut, words = tmp_path / "cut", [f"--{key}={value}" for key, value in keys.items()]
+    command = [sys.executable, "-m", "bundle", "training", f"--config_file={TRAIN}", f"--output_dir={cut}", *words]
+    command[2:4] = ["monai.bundle", "run"]
+    process = subprocess.Popen([*command, f"--bundle_root={ROOT}"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    last, deadline = cut / "checkpoints" / "last.pt", time.monotonic() + 120
+    while time.monotonic() < deadline and not (last.is_file() and _step(last) > 45):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = _step(last)
+    assert 45 < killed_at < 80, "the run must be killed in the middle of its second epoch"
+    assert not (cut / "model.pt").exists()
+
+    assert_equal_states(train(cut, resume=True, **keys), expected)
+    rows = (cut / "log" / "training.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["20", "40", "60", "80"]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True)["step"])
+
+
+def test_a_finished_training_that_is_resumed_stays_as_it_is(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    expected = torch.load(trained / "model.pt", weights_only=True)
+    assert_equal_states(train(tmp_path / "again", resume=True, max_epochs=2), expected)
+
+
+def test_a_training_can_go_on_for_more_epochs(tmp_path: Path) -> None:
+    expected = train(tmp_path / "once", max_epochs=2)
+    train(tmp_path / "twice", max_epochs=1)
+    assert_equal_states(train(tmp_path / "twice", max_epochs=2, resume=True), expected)
+
+
+def test_batches_and_shots_are_keys(tmp_path: Path) -> None:
+    assert train(tmp_path, batch_size=2, shots=2)["encoder.localconv.weight"].isfinite().all()
+
+
+def test_ct_statistics_travel_from_training_to_inference(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "phantom": {"unlabeled": 2, "labeled": 2, "size": [64, 64, 6], "modality": "ct", "noise": 14.0},
+        "intensity": {"_target_": "bundle.transforms.WindowCTd", "keys": "image"},
+        "statistics": "training_set",
+        "body_threshold": 0.0001,
+    }
+    train(tmp_path, **keys)
+    numbers = json.loads((tmp_path / "intensity.json").read_text())
+    assert 0 < numbers["mean"] < 255
+    del keys["body_threshold"]
+    workflow(INFER, tmp_path, checkpoint=str(tmp_path / "model.pt"), **keys).run()
+    assert (tmp_path / "masks" / "phantom_03.nii.gz").is_file()
+
+
+def test_training_works_from_another_folder_with_bundle_root(tmp_path: Path) -> None:
+    done = run_command(
+        "monai.bundle", "run", "training", f"--config_file={TRAIN}", f"--bundle_root={ROOT}",
+        f"--output_dir={tmp_path / 'out'}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+def test_the_short_command_works_from_another_folder(tmp_path: Path) -> None:
+    done = run_command(
+        "bundle", "training", "--data", "smoke", "--output_dir", str(tmp_path / "out"), cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("monai.bundle", "run", "training", "--config_file", "configs/train.yaml", "--max_epoch", "3"),
+        ("bundle", "training", "--max_epoch", "3"),
+    ],
+)
+def test_a_misspelt_key_is_reported(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_command(*words, "--output_dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "unknown key 'max_epoch' in the command" in done.stderr
+    assert "Did you mean 'max_epochs'?" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def scans(trained: Path, tmp_path: Path) -> Path:
+    """A folder of scans to segment: one good, one truncated."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    images = trained / "phantom" / "images"
+    shutil.copy(images / "phantom_03.nii.gz", folder / "good scan.nii.gz")
+    (folder / "broken.nii.gz").write_bytes((images / "phantom_01.nii.gz").read_bytes()[:2000])
+    return folder
+
+
+def support_of(trained: Path) -> dict[str, str]:
+    phantom = trained / "phantom"
+    return {
+        "support_image": str(phantom / "images" / "phantom_02.nii.gz"),
+        "support_label": str(phantom / "labels" / "phantom_02.nii.gz"),
+    }
+
+
+def test_one_bad_scan_is_named_and_does_not_stop_the_others(trained: Path, scans: Path, tmp_path: Path) -> None:
+    keys = {"dataset_dir": str(scans), "output_dir": str(tmp_path / "out")} | support_of(trained)
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    done = run_command("monai.bundle", "run", f"--config_file={INFER}", f"--bundle_root={ROOT}", *words)
+    assert done.returncode == 1
+    assert "broken.nii.gz" in done.stderr.splitlines()[-2]
+    mask, scan = nibabel.load(tmp_path / "out/masks/good scan.nii.gz"), nibabel.load(scans / "good scan.nii.gz")
+    assert mask.shape == scan.shape
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+    assert mask.get_data_dtype() == np.uint8
+
+
+def test_inference_finds_what_training_evaluated(trained: Path, tmp_path: Path) -> None:
+    """The two roads to a mask, of training's evaluation and of inference, are the same road."""
+    keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")} | support_of(trained)
+    workflow(INFER, tmp_path, **keys).run()
+    one = nibabel.load(tmp_path / "masks" / "phantom_03.nii.gz").get_fdata()
+    other = nibabel.load(trained / "masks" / "phantom_03.nii.gz").get_fdata()
+    np.testing.assert_array_equal(one, other)
+    assert one.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"support_label": None}, "support_image and support_label must name as many files"),
+        ({"support_image": "none.nii.gz"}, "none.nii.gz: there is no such image file"),
+        ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
+        ({"organs": {"heart": 9}}, r"heart \(id 9\) has no voxel"),
+        ({"checkpoint": "none.pt"}, "no weights at none.pt"),
+    ],
+)
+def test_inference_refuses_bad_input(change: dict[str, Any], message: str, trained: Path, tmp_path: Path) -> None:
+    keys = {"dataset_dir": str(trained / "phantom" / "images")} | support_of(trained) | change
+    with pytest.raises((RuntimeError, ValueError, FileNotFoundError), match=r"\w") as caught:
+        workflow(INFER, tmp_path / "out", **keys).run()
+    assert _first_cause(caught.value).match(message) is not None
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
+        ({"shots": 0}, "shots must be a whole number of support views"),
+        ({"network_def#foreground#window": 0}, "window must be a whole number"),
+        ({"network_def#background#min_coverage": 1.5}, r"min_coverage must be in \[0, 1\)"),
+        ({"body_threshold": 1e6}, "no slice of the 2 scans has a superpixel"),
+        ({"network_def#encoder#weights": "none.pth"}, "no weights at none.pth"),
+        ({"fold": 7}, "5 folds need at least as many annotated scans"),
+    ],
+)
+def test_training_refuses_bad_input(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((RuntimeError, ValueError, FileNotFoundError), match=r"\w") as caught:
+        workflow(TRAIN, tmp_path, **change).run()
+    assert _first_cause(caught.value).match(message) is not None
+    assert not (tmp_path / "model.pt").exists()
+
+
+def _first_cause(error: BaseException) -> Any:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return pytest.ExceptionInfo.from_exception(error)
+
+
+@pytest.mark.parametrize("files", [TRAIN, INFER], ids=["train", "inference"])
+def test_monais_properties_are_all_there(files: list[str], tmp_path: Path) -> None:
+    assert workflow(files, tmp_path).check_properties() == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_config_parses_and_its_keys_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bundle.checks import refuse_unknown_keys
+
+    files = [name] if name in ("train.yaml", "inference.yaml") else ["train.yaml", name]
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / file) for file in files])
+    assert "network_def" in parser
+    refuse_unknown_keys(["run", "--config_file", str([str(CONFIGS / file) for file in files])])
+
+
+def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
+    parsers = []
+    for name in ("train.yaml", "inference.yaml"):
+        parsers.append(ConfigParser())
+        parsers[-1].read_config(str(CONFIGS / name))
+    for key in ("network_def", "orientation", "slice_axis", "spacing", "intensity", "statistics", "phantom"):
+        assert parsers[0][key] == parsers[1][key], key
+
+
+def test_run_and_training_are_the_same_item() -> None:
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.yaml"))
+    assert parser["training"] == "@run"  # a copy would train twice in MONAI Label
+
+
+def test_the_network_fits_its_metadata() -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        device="cpu",
+    )
+
+
+def test_the_metadata_is_valid(tmp_path: Path) -> None:
+    if not SCHEMA.is_file():
+        pytest.skip("the schema is MONAI's and lies beside the checkout only; verify_metadata downloads it elsewhere")
+    shutil.copy(SCHEMA, tmp_path / "schema.json")
+    verify_metadata(
+        meta_file=str(ROOT / "metadata.json"),
+        filepath=str(tmp_path / "schema.json"),
+        hash_val="06954cad2cc5d3784e72077ac76f0fc8",
+        hash_type="md5",
+    )
+
+
+def test_the_trained_network_exports_to_torchscript(trained: Path, tmp_path: Path) -> None:
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(trained / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=INFER,
+    )
+    scripted = torch.jit.load(str(tmp_path / "model.ts"))
+    assert scripted(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)

@@ -1,0 +1,150 @@
+"""Windows, clips and z-scores against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
+
+AFFINE = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
+
+
+def volume_of(*values: float) -> MetaTensor:
+    """A volume ``(1, 2, 1, Z)`` that holds the values twice."""
+    return MetaTensor(torch.tensor(values).repeat(2, 1)[None, :, None], affine=AFFINE)
+
+
+def apply(transform: Any, volume: Any) -> MetaTensor:
+    return transform({"image": volume})["image"]
+
+
+@pytest.mark.parametrize(
+    "transform", [WindowCTd("image"), ClipTopd("image"), Standardized("image")], ids=lambda t: type(t).__name__
+)
+class TestEveryIntensityTransform:
+    def test_keeps_shape_and_affine(self, transform: Any) -> None:
+        volume = volume_of(-50.0, 0.0, 40.0, 200.0)
+        result = apply(transform, volume)
+        assert result.shape == volume.shape
+        torch.testing.assert_close(result.affine, AFFINE)
+
+    def test_leaves_its_input_and_the_other_entries_alone(self, transform: Any) -> None:
+        data = {"image": volume_of(-50.0, 0.0, 40.0, 2000.0), "label": 3}
+        result = transform(data)
+        torch.testing.assert_close(data["image"], volume_of(-50.0, 0.0, 40.0, 2000.0))
+        assert result["label"] == 3
+        assert result["image"] is not data["image"]
+
+
+# --- CT window -------------------------------------------------------------------------------------------------
+
+
+def test_the_window_goes_from_0_to_255_and_what_lies_beyond_is_clipped() -> None:
+    windowed = apply(WindowCTd("image"), volume_of(-1024.0, -125.0, -25.0, 75.0, 275.0, 3000.0))
+    torch.testing.assert_close(windowed.as_tensor()[0, 0, 0], torch.tensor([0.0, 0.0, 63.75, 127.5, 255.0, 255.0]))
+
+
+def test_a_number_means_the_same_tissue_in_every_scan() -> None:
+    narrow = apply(WindowCTd("image"), volume_of(0.0, 75.0, 100.0))
+    wide = apply(WindowCTd("image"), volume_of(-1000.0, 75.0, 1000.0))
+    assert float(narrow[0, 0, 0, 1]) == float(wide[0, 0, 0, 1]) == 127.5
+
+
+def test_the_window_can_be_chosen() -> None:
+    windowed = apply(WindowCTd("image", low=-1000.0, high=0.0), volume_of(-1200.0, -800.0, 5.0))
+    torch.testing.assert_close(windowed.as_tensor()[0, 0, 0], torch.tensor([0.0, 51.0, 255.0]))
+
+
+@pytest.mark.parametrize("values", [(276.0, 900.0), (-1000.0, -125.0)], ids=["above", "below"])
+def test_a_volume_without_anything_inside_the_window_is_refused(values: tuple[float, float]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"nothing varies inside the CT window \[-125, 275\] HU: .* {values[0]:g} to {values[1]:g}"
+    ):
+        apply(WindowCTd("image"), volume_of(*values))
+
+
+@pytest.mark.parametrize(("low", "high"), [(275.0, -125.0), (40.0, 40.0)])
+def test_an_empty_window_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=rf"a CT window needs low < high, got low {low} and high {high} HU"):
+        WindowCTd("image", low=low, high=high)
+
+
+# --- MR clip ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("percentile", "limit"), [(99.5, 199.0), (50.0, 100.0), (25.0, 50.0), (100.0, 200.0)])
+def test_values_above_the_percentile_become_it_and_the_others_stay(percentile: float, limit: float) -> None:
+    values = torch.randperm(201).float().reshape(1, 3, 67, 1)  # 0 to 200: the p-th percentile is 2 p
+    clipped = apply(ClipTopd("image", percentile), MetaTensor(values))
+    torch.testing.assert_close(clipped.as_tensor(), torch.where(values > limit, limit, values))
+
+
+def test_the_default_clips_at_the_percentile_of_the_paper() -> None:
+    assert float(apply(ClipTopd("image"), volume_of(*range(201))).max()) == pytest.approx(199.0, abs=0.5)
+
+
+def test_a_volume_that_is_nearly_all_background_is_not_clipped_to_a_constant() -> None:
+    volume = torch.zeros(1, 20, 30, 4)
+    volume[0, 3, 5, 1] = 700
+    torch.testing.assert_close(apply(ClipTopd("image"), volume), volume)
+
+
+@pytest.mark.parametrize("percentile", [0.0, -5.0, 100.5])
+def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
+    with pytest.raises(ValueError, match=rf"percentile must be in \(0, 100\], got {percentile}"):
+        ClipTopd("image", percentile)
+
+
+# --- z-score ---------------------------------------------------------------------------------------------------
+
+
+def test_a_volumes_own_statistics_give_mean_0_and_standard_deviation_1() -> None:
+    standardized = apply(Standardized("image"), volume_of(2.0, 4.0, 6.0, 12.0))
+    # Mean 6; squares 16, 4, 0, 36: population variance 14.
+    expected = torch.tensor([-4.0, -2.0, 0.0, 6.0]) / 14**0.5
+    torch.testing.assert_close(standardized.as_tensor()[0, 0, 0], expected)
+
+
+def test_each_volume_is_standardized_by_its_own_statistics() -> None:
+    data = {"image": volume_of(2.0, 4.0), "other": volume_of(100.0, 300.0)}
+    result = Standardized(["image", "other"])(data)
+    torch.testing.assert_close(result["image"].as_tensor(), result["other"].as_tensor())
+
+
+def statistics_in(form: str, folder: Path) -> Any:
+    numbers = {"mean": 3.0, "std": 4.0}
+    path = folder / "statistics.json"
+    path.write_text(json.dumps(numbers))
+    return {"dictionary": numbers, "path": path, "text": str(path)}[form]
+
+
+@pytest.mark.parametrize("form", ["dictionary", "path", "text"])
+def test_given_statistics_are_used_for_every_volume(form: str, tmp_path: Path) -> None:
+    standardized = apply(Standardized("image", statistics_in(form, tmp_path)), volume_of(-5.0, 3.0, 9.0))
+    torch.testing.assert_close(standardized.as_tensor()[0, 0, 0], torch.tensor([-2.0, 0.0, 1.5]))
+
+
+def test_the_statistics_file_may_be_written_after_the_transform_is_made(tmp_path: Path) -> None:
+    transform = Standardized("image", tmp_path / "statistics.json")
+    statistics_in("path", tmp_path)
+    assert float(apply(transform, volume_of(7.0, 7.0)).max()) == 1.0
+
+
+def test_a_missing_statistics_file_is_named(tmp_path: Path) -> None:
+    transform = Standardized("image", tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError, match=r"no intensity statistics at .*nowhere\.json\. Training on CT writes"):
+        apply(transform, volume_of(1.0, 2.0))
+
+
+def test_statistics_of_a_large_volume_are_exact() -> None:
+    values = np.random.default_rng(3).normal(400, 90, size=(1, 64, 80, 20)).astype(np.float32)
+    exact = (values.astype(np.float64) - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
+    standardized = apply(Standardized("image"), MetaTensor(torch.tensor(values)))
+    np.testing.assert_allclose(standardized.numpy(), exact, atol=1e-4)

@@ -1,0 +1,209 @@
+"""Superpixels of slices small enough to draw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bundle.transforms.superpixels import (
+    SliceSegmenter,
+    Superpixelsd,
+    body_mask,
+    felzenszwalb_superpixels,
+    number_superpixels,
+)
+
+
+def quarters(image: np.ndarray) -> np.ndarray:
+    """A segmenter that looks at no intensity: four rectangles, 0 to 3."""
+    rows, columns = np.indices(image.shape)
+    return 2 * (rows >= image.shape[0] // 2) + (columns >= image.shape[1] // 2)
+
+
+def whole(image: np.ndarray) -> np.ndarray:
+    return np.zeros(image.shape, dtype=int)
+
+
+SEGMENTERS = {"felzenszwalb": felzenszwalb_superpixels, "quarters": quarters, "whole": whole}
+
+
+def disc_volume() -> Tensor:
+    """A textured bright disc off center in a dark background, ``(1, 48, 64, 3)``; the last slice is empty."""
+    rows, columns = np.indices((48, 64))
+    disc = (rows - 20) ** 2 + (columns - 36) ** 2 < 17**2
+    noise = np.random.default_rng(4).uniform(0, 1, size=(48, 64, 3))
+    image = 5 * noise + disc[..., None] * (300 + 200 * (columns > 36)[..., None] + 20 * noise)
+    image[..., 2] = 5 * noise[..., 2]
+    return torch.tensor(image[None], dtype=torch.float32)
+
+
+def segment(volume: Tensor, **settings: object) -> Tensor:
+    return Superpixelsd("image", **settings)({"image": volume})["superpixels"]
+
+
+# --- numbering -------------------------------------------------------------------------------------------------
+
+SEGMENTS = np.array([[0, 0, 1, 1, 2], [3, 3, 4, 4, 5], [6, 6, 6, 7, 7]])
+BODY = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=bool)
+
+
+def test_consecutive_ids_count_the_segments_of_the_body_without_gaps() -> None:
+    expected = [[1, 1, 2, 0, 0], [3, 3, 0, 0, 0], [4, 4, 4, 5, 5]]
+    np.testing.assert_array_equal(number_superpixels(SEGMENTS, BODY), expected)
+
+
+def test_reference_ids_lose_segment_0_leave_gaps_and_raise_the_last() -> None:
+    expected = [[0, 0, 1, 0, 0], [3, 3, 0, 0, 0], [6, 6, 6, 8, 8]]
+    np.testing.assert_array_equal(number_superpixels(SEGMENTS, BODY, "reference"), expected)
+
+
+def test_a_body_that_fills_the_slice_keeps_every_segment() -> None:
+    np.testing.assert_array_equal(number_superpixels(SEGMENTS, np.ones_like(BODY)), SEGMENTS + 1)
+
+
+@pytest.mark.parametrize("numbering", ["consecutive", "reference"])
+def test_a_slice_without_body_has_no_superpixel(numbering: str) -> None:
+    assert not number_superpixels(SEGMENTS, np.zeros_like(BODY), numbering).any()
+
+
+def test_one_segment_for_the_whole_slice_is_one_superpixel() -> None:
+    np.testing.assert_array_equal(number_superpixels(np.zeros((3, 5), dtype=int), BODY), BODY)
+
+
+def test_an_unknown_numbering_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"numbering must be 'consecutive' or 'reference', got 'dense'"):
+        number_superpixels(SEGMENTS, BODY, "dense")
+
+
+# --- body ------------------------------------------------------------------------------------------------------
+
+
+def test_the_body_is_the_largest_piece_with_its_holes_filled() -> None:
+    image = np.zeros((12, 20))
+    image[1:3, 1:6] = 90  # a table, brighter and smaller
+    image[4:11, 8:18] = 50
+    image[6:9, 10:13] = 0  # lung
+    expected = np.zeros((12, 20), dtype=bool)
+    expected[4:11, 8:18] = True
+    np.testing.assert_array_equal(body_mask(image, 10), expected)
+
+
+def test_pieces_that_touch_at_a_corner_are_one() -> None:
+    image = np.zeros((6, 9))
+    image[1:3, 1:3] = image[3:5, 3:6] = 50
+    np.testing.assert_array_equal(body_mask(image, 10), image > 0)
+
+
+def test_the_threshold_itself_is_outside_the_body() -> None:
+    image = np.full((4, 6), 10.0)
+    image[1:3, 2:5] = 10.5
+    np.testing.assert_array_equal(body_mask(image, 10), image > 10.2)
+
+
+def test_a_slice_below_the_threshold_has_no_body() -> None:
+    mask = body_mask(np.full((4, 6), 3.0), 10)
+    assert mask.shape == (4, 6)
+    assert mask.dtype == bool
+    assert not mask.any()
+
+
+# --- felzenszwalb ----------------------------------------------------------------------------------------------
+
+
+def test_felzenszwalb_separates_two_flat_halves() -> None:
+    image = np.zeros((30, 40))
+    image[:, 25:] = 500
+    segments = felzenszwalb_superpixels(image, min_size=40)
+    left, right = segments[:, :20], segments[:, 30:]
+    assert not np.intersect1d(left, right).size
+    assert set(segments[[0, -1], [0, 0]]) == {0}  # flat, so one segment; ids in raster order
+
+
+@pytest.mark.parametrize("min_size", [40, 150, 400])
+def test_no_superpixel_is_smaller_than_min_size(min_size: int) -> None:
+    image = np.random.default_rng(8).uniform(0, 800, size=(50, 60))
+    sizes = np.bincount(felzenszwalb_superpixels(image, min_size=min_size).ravel())
+    assert min_size <= sizes.min() < 3000
+    assert len(sizes) > 1
+
+
+# --- volumes: a contract for every segmenter -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbering", ["consecutive", "reference"])
+@pytest.mark.parametrize("segmenter", SEGMENTERS.values(), ids=SEGMENTERS)
+class TestEverySegmenter:
+    def test_gives_int16_ids_of_the_volumes_shape(self, segmenter: SliceSegmenter, numbering: str) -> None:
+        superpixels = segment(disc_volume(), segmenter=segmenter, numbering=numbering)
+        assert superpixels.shape == (1, 48, 64, 3)
+        assert superpixels.dtype == torch.int16
+
+    def test_gives_the_same_ids_twice(self, segmenter: SliceSegmenter, numbering: str) -> None:
+        once, twice = (segment(disc_volume(), segmenter=segmenter, numbering=numbering) for _ in range(2))
+        torch.testing.assert_close(once, twice)
+
+    def test_leaves_a_slice_without_body_empty(self, segmenter: SliceSegmenter, numbering: str) -> None:
+        superpixels = segment(disc_volume(), segmenter=segmenter, numbering=numbering, body_threshold=100.0)
+        assert not superpixels[..., 2].any()
+
+    def test_has_no_superpixel_outside_the_body(self, segmenter: SliceSegmenter, numbering: str) -> None:
+        superpixels = segment(disc_volume(), segmenter=segmenter, numbering=numbering, body_threshold=100.0)
+        assert not superpixels[disc_volume() <= 100].any()
+
+
+@pytest.mark.parametrize("segmenter", SEGMENTERS.values(), ids=SEGMENTERS)
+def test_consecutive_superpixels_cover_the_body_and_each_is_one_segment(segmenter: SliceSegmenter) -> None:
+    volume = disc_volume()
+    superpixels = segment(volume, segmenter=segmenter, body_threshold=100.0)[0, ..., 0].numpy()
+    body = (volume[0, ..., 0] > 100).numpy()  # a disc without holes
+    segments = segmenter(volume[0, ..., 0].double().numpy())
+    np.testing.assert_array_equal(superpixels > 0, body)
+    assert set(np.unique(superpixels)) == set(range(superpixels.max() + 1))
+    pairs = np.unique(np.stack([superpixels[body], segments[body]]), axis=1)
+    assert pairs.shape[1] == superpixels.max() == len(np.unique(segments[body]))
+
+
+def test_without_a_threshold_a_bright_disc_is_found_in_a_dark_background() -> None:
+    volume = disc_volume()
+    superpixels = segment(volume, segmenter=whole)
+    np.testing.assert_array_equal(superpixels[..., :2].numpy(), (volume > 100)[..., :2].numpy())
+
+
+def test_the_threshold_of_a_volume_is_found_once_for_all_slices() -> None:
+    volume = torch.cat([disc_volume(), disc_volume()[..., 2:].repeat(1, 1, 1, 4)], dim=-1)
+    assert not segment(volume, segmenter=whole)[..., 2:].any()
+
+
+def test_a_segmenter_gets_one_raw_slice_at_a_time_in_double_precision() -> None:
+    volume, seen = disc_volume(), []
+
+    def spy(image: np.ndarray) -> np.ndarray:
+        seen.append(image)
+        return quarters(image)
+
+    segment(volume, segmenter=spy)
+    assert [image.dtype for image in seen] == [np.float64] * 3
+    np.testing.assert_array_equal(np.stack(seen, axis=-1), volume[0].numpy())
+
+
+def test_the_superpixels_of_a_custom_segmenter_are_used() -> None:
+    volume = torch.ones(1, 4, 6, 2)
+    superpixels = segment(volume, segmenter=quarters, body_threshold=0.5)
+    expected = torch.tensor([[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 4, 4, 4]] * 2, dtype=torch.int16)
+    torch.testing.assert_close(superpixels[0, ..., 1], expected)
+
+
+def test_superpixels_go_to_their_own_key_and_the_image_stays() -> None:
+    data = {"image": disc_volume(), "label": 3}
+    result = Superpixelsd("image", segmenter=quarters, output_key="ids")(data)
+    assert result.keys() == {"image", "label", "ids"}
+    torch.testing.assert_close(result["image"], disc_volume())
+    assert data.keys() == {"image", "label"}
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9, 3), (8, 9, 3), (1, 8, 9)], ids=str)
+def test_what_is_not_a_single_channel_volume_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a single-channel volume \(1, H, W, Z\), got \(" + str(shape[0])):
+        segment(torch.rand(shape))
