@@ -165,15 +165,10 @@ def test_consecutive_superpixels_cover_the_body_and_each_is_one_segment(segmente
     assert pairs.shape[1] == superpixels.max() == len(np.unique(segments[body]))
 
 
-def test_without_a_threshold_a_bright_disc_is_found_in_a_dark_background() -> None:
-    volume = disc_volume()
-    superpixels = segment(volume, segmenter=whole)
-    np.testing.assert_array_equal(superpixels[..., :2].numpy(), (volume > 100)[..., :2].numpy())
-
-
-def test_the_threshold_of_a_volume_is_found_once_for_all_slices() -> None:
-    volume = torch.cat([disc_volume(), disc_volume()[..., 2:].repeat(1, 1, 1, 4)], dim=-1)
-    assert not segment(volume, segmenter=whole)[..., 2:].any()
+@pytest.mark.parametrize("empty", [0, 1, 9])
+def test_without_a_threshold_a_bright_disc_is_found_in_a_dark_background(empty: int) -> None:
+    volume = torch.cat([disc_volume()[..., :2], disc_volume()[..., 2:].repeat(1, 1, 1, empty)], dim=-1)
+    np.testing.assert_array_equal(segment(volume, segmenter=whole).numpy(), (volume > 100).numpy())
 
 
 def test_a_segmenter_gets_one_raw_slice_at_a_time_in_double_precision() -> None:
@@ -188,10 +183,12 @@ def test_a_segmenter_gets_one_raw_slice_at_a_time_in_double_precision() -> None:
     np.testing.assert_array_equal(np.stack(seen, axis=-1), volume[0].numpy())
 
 
-def test_the_superpixels_of_a_custom_segmenter_are_used() -> None:
+@pytest.mark.parametrize(("numbering", "ids"), [("consecutive", (1, 2, 3, 4)), ("reference", (0, 1, 2, 4))])
+def test_the_superpixels_of_a_custom_segmenter_are_used(numbering: str, ids: tuple[int, ...]) -> None:
     volume = torch.ones(1, 4, 6, 2)
-    superpixels = segment(volume, segmenter=quarters, body_threshold=0.5)
-    expected = torch.tensor([[1, 1, 1, 2, 2, 2]] * 2 + [[3, 3, 3, 4, 4, 4]] * 2, dtype=torch.int16)
+    superpixels = segment(volume, segmenter=quarters, body_threshold=0.5, numbering=numbering)
+    rows = [[left] * 3 + [right] * 3 for left, right in (ids[:2], ids[:2], ids[2:], ids[2:])]
+    expected = torch.tensor(rows, dtype=torch.int16)
     torch.testing.assert_close(superpixels[0, ..., 1], expected)
 
 

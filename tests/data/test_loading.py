@@ -1,0 +1,113 @@
+"""A scan that cannot be used is named, with the reason, and the others go on."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged
+
+from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.transforms import CheckVolumed
+from tests.data.scans import noise_volume, write_nifti
+
+LOAD = Compose(
+    [LoadImaged(keys="image", image_only=True), EnsureChannelFirstd(keys="image"), CheckVolumed(keys="image")]
+)
+
+
+def truncated(path: Path) -> Path:
+    content = write_nifti(path, noise_volume()).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def renamed_text(path: Path) -> Path:
+    path.write_text("patient 7, second visit: see the other folder\n" * 20)
+    return path
+
+
+def gzipped_text(path: Path) -> Path:
+    path.write_bytes(gzip.compress(b"patient 7, second visit: see the other folder\n" * 20))
+    return path
+
+
+def with_nan(path: Path) -> Path:
+    volume = noise_volume().astype(np.float32)
+    volume[3, 2, 1] = np.nan
+    return write_nifti(path, volume)
+
+
+def test_a_good_scan_is_what_the_transform_gives(tmp_path: Path) -> None:
+    volume = noise_volume()
+    path = write_nifti(tmp_path / "scan.nii.gz", volume)
+    np.testing.assert_array_equal(np.asarray(read_scan({"image": str(path)}, LOAD)["image"])[0], volume)
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_a_missing_file_is_named_with_what_it_should_be(tmp_path: Path, key: str) -> None:
+    scan = {name: str(write_nifti(tmp_path / f"{name}.nii.gz", noise_volume())) for name in ("image", "label")}
+    scan[key] = str(tmp_path / "gone.nii.gz")
+    with pytest.raises(ScanError, match=rf"^\S*gone\.nii\.gz: there is no such {key} file"):
+        read_scan(scan, LOAD)
+
+
+@pytest.mark.parametrize("damage", [truncated, renamed_text, gzipped_text])
+def test_a_damaged_file_is_named_with_the_advice_to_copy_it_again(tmp_path: Path, damage: Any) -> None:
+    path = damage(tmp_path / "scan_7.nii.gz")
+    with pytest.raises(ScanError, match=r"^\S*scan_7\.nii\.gz: the file cannot be read .* copy it again"):
+        read_scan({"image": str(path)}, LOAD)
+
+
+def test_the_reason_of_a_transform_is_not_buried_in_the_wrapping_of_compose(tmp_path: Path) -> None:
+    path = with_nan(tmp_path / "scan_7.nii.gz")
+    with pytest.raises(ScanError) as caught:
+        read_scan({"image": str(path)}, LOAD)
+    assert str(caught.value) == f"{path}: every voxel must be a finite number, got 1 NaN or inf. Repair the file."
+
+
+def test_a_mistake_in_a_transform_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "scan.nii.gz", noise_volume())
+    with pytest.raises(Exception, match="has no len") as caught:
+        read_scan({"image": str(path)}, Compose([Lambdad(keys="image", func=lambda _: len(3))]))  # type: ignore[arg-type]
+    assert "truncated" not in str(caught.value)
+
+
+def test_the_scan_that_was_given_is_not_changed(tmp_path: Path) -> None:
+    scan = {"image": str(write_nifti(tmp_path / "scan.nii.gz", noise_volume()))}
+    read_scan(scan, Lambdad(keys="image", func=len, overwrite=True))
+    assert scan == {"image": str(tmp_path / "scan.nii.gz")}
+
+
+def test_a_data_set_reads_the_scan_that_is_asked_for(tmp_path: Path) -> None:
+    scans = [{"image": str(write_nifti(tmp_path / f"{n}.nii.gz", noise_volume(n)))} for n in range(3)]
+    dataset = ScanDataset(scans, LOAD)
+    assert len(dataset) == 3
+    np.testing.assert_array_equal(np.asarray(dataset[2]["image"])[0], noise_volume(2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_scan_is_reported_by_name_and_the_others_are_kept(tmp_path: Path, num_workers: int) -> None:
+    good = [{"image": str(write_nifti(tmp_path / f"good_{n}.nii.gz", noise_volume(n)))} for n in range(2)]
+    bad = {"image": str(truncated(tmp_path / "bad.nii.gz"))}
+    usable, problems = usable_scans([good[0], bad, good[1]], LOAD, num_workers=num_workers)
+    assert usable == good
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{tmp_path / 'bad.nii.gz'}: the file cannot be read")
+
+
+def test_scans_without_fault_give_no_problem(tmp_path: Path) -> None:
+    scans = [{"image": str(write_nifti(tmp_path / "good.nii.gz", noise_volume()))}]
+    assert usable_scans(scans, LOAD, num_workers=0) == (scans, [])
+
+
+def test_problems_are_all_listed_at_the_end() -> None:
+    with pytest.raises(ScanError, match=r"2 scans could not be used, all others are done:\n  a: broken\n  b: empty"):
+        report_problems(["a: broken", "b: empty"])
+
+
+def test_no_problem_raises_nothing() -> None:
+    report_problems([])

@@ -1,0 +1,183 @@
+"""What a user sees of a misspelt key, and of an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.checks import explain_errors, refuse_unknown_keys
+from bundle.data.loading import ScanError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MAIN = """
+max_epochs: 8
+learning_rate: 0.001
+organs: {liver: 1}
+rate: $@learning_rate / @divisor
+train:
+  trainer: {max_epochs: "@max_epochs"}
+"""
+
+
+@pytest.fixture
+def main(tmp_path: Path) -> Path:
+    """The config that a command starts from."""
+    path = tmp_path / "configs" / "train.yaml"
+    path.parent.mkdir()
+    path.write_text(MAIN)
+    return path
+
+
+def check(config_file: str | Path, *words: str) -> None:
+    refuse_unknown_keys(["bundle", "run", "training", "--config_file", str(config_file), *words])
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_known_one(main: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'max_epoch' in the command: .* Did you mean 'max_epochs'\?"):
+        check(main, "--max_epoch", "3")
+
+
+@pytest.mark.parametrize("form", ["--max_epoch=3", "--max_epoch 3", "-max_epoch 3", "--max-epoch 3", "--max_epoch"])
+def test_a_misspelt_key_is_refused_in_every_form(main: Path, form: str) -> None:
+    with pytest.raises(ValueError, match="unknown key 'max_epoch'"):
+        check(main, *form.split())
+
+
+def test_a_key_like_no_other_is_refused_without_a_suggestion(main: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'zzz' .* See the top of the config file"):
+        check(main, "--zzz", "1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--max_epochs 3",
+        "--max_epochs=3",
+        "--max-epochs 3",
+        "--learning_rate -0.1",
+        "--train#trainer#max_epochs 3",
+        "--train::trainer::max_epochs=3",
+        "--+organs {'spleen':2}",
+        "--divisor 3",
+        "--run_id training --logging_file none --meta_file none",
+    ],
+)
+def test_a_known_key_is_taken_in_every_form(main: Path, words: str) -> None:
+    check(main, *words.split())
+
+
+def test_the_top_of_a_nested_key_must_be_known(main: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'trian' .* Did you mean 'train'\?"):
+        check(main, "--trian#trainer#max_epochs", "3")
+
+
+def test_a_key_that_the_command_itself_refers_to_is_known(main: Path) -> None:
+    check(main, "--rate", "$@extra", "--extra", "3")
+
+
+@pytest.mark.parametrize("form", ["['{0}','{1}']", "{0},{1}"])
+def test_a_key_of_an_override_shipped_beside_the_config_is_known(main: Path, form: str) -> None:
+    override = main.with_name("evaluate.yaml")
+    override.write_text("checkpoint: null\n")
+    check(form.format(main, override), "--checkpoint", "x.pt")
+    with pytest.raises(ValueError, match=r"unknown key 'chekpoint' .* Did you mean 'checkpoint'\?"):
+        check(form.format(main, override), "--chekpoint", "x.pt")
+
+
+def test_a_key_that_an_override_from_elsewhere_refers_to_is_known(main: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("max_epochs: $@my_epochs * 2\nmy_epochs: 4\n")
+    check(f"['{main}', '{tmp_path / 'mine.yaml'}']", "--my_epochs", "3")
+
+
+def test_a_misspelt_key_in_an_override_from_elsewhere_is_refused_with_the_file(main: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("learning_rat: 0.1\n")
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rat' in \S*mine\.yaml"):
+        check(f"['{main}', '{tmp_path / 'mine.yaml'}']")
+
+
+@pytest.mark.parametrize("name", ["args.json", "args.yaml"])
+def test_keys_of_an_args_file_are_checked(main: Path, tmp_path: Path, name: str) -> None:
+    # JSON is YAML, too.
+    (tmp_path / name).write_text(json.dumps({"config_file": [str(main)], "max_epoch": 3}))
+    with pytest.raises(ValueError, match="unknown key 'max_epoch'"):
+        refuse_unknown_keys(["bundle", "run", "--args_file", str(tmp_path / name)])
+
+
+def test_an_args_file_may_be_yaml(main: Path, tmp_path: Path) -> None:
+    (tmp_path / "args.yaml").write_text(f"config_file: {main}\nmax_epochs: 3\n")
+    refuse_unknown_keys(["bundle", "run", "--args_file", str(tmp_path / "args.yaml")])
+
+
+def test_the_command_goes_before_the_args_file(main: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("other: 1\n")
+    (tmp_path / "args.json").write_text(json.dumps({"config_file": str(tmp_path / "other.yaml")}))
+    check(main, "--max_epochs", "3", "--args_file", str(tmp_path / "args.json"))
+
+
+@pytest.mark.parametrize("argv", [["pytest", "-q", "--maxfail", "1"], []])
+def test_what_is_no_command_with_a_config_is_let_alone(argv: list[str]) -> None:
+    refuse_unknown_keys(argv)
+
+
+def test_without_words_the_words_of_the_process_are_checked(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bundle", "run", "--config_file", str(main), "--max_epoch", "3"])
+    with pytest.raises(ValueError, match="unknown key 'max_epoch'"):
+        refuse_unknown_keys()
+
+
+@pytest.mark.parametrize("override", sorted(CONFIGS.glob("data_*.yaml")) + sorted(CONFIGS.glob("preset_*.yaml")))
+def test_the_shipped_overrides_are_known_to_training(override: Path) -> None:
+    check(f"['{CONFIGS / 'train.yaml'}','{override}']", "--dataset_dir", "x", "--fold", "0", "--max_epochs", "1")
+
+
+def explained(error: BaseException, monkeypatch: pytest.MonkeyPatch, debug: str | None = None) -> None:
+    """Let the hook see an error as MONAI raises it: twice wrapped."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.delenv("MONAI_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("MONAI_DEBUG", debug)
+    explain_errors()
+    try:
+        try:
+            try:
+                raise error
+            except type(error) as first:
+                raise RuntimeError("applying transform") from first
+        except RuntimeError as second:
+            raise RuntimeError("Failed to instantiate the component") from second
+    except RuntimeError as last:
+        sys.excepthook(type(last), last, last.__traceback__)
+
+
+@pytest.mark.parametrize("kind", [ValueError, ScanError, FileNotFoundError, FloatingPointError])
+def test_an_error_over_the_input_is_one_sentence(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explained(kind("fold must be from 0 to 4, got 7."), monkeypatch)
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "error: fold must be from 0 to 4, got 7.",
+        "(MONAI_DEBUG=1 shows where it came from)",
+    ]
+
+
+def test_a_scan_error_is_shown_and_not_its_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ScanError("scan_7.nii.gz: the file cannot be read")
+    error.__cause__ = ValueError("Compressed file ended")
+    explained(error, monkeypatch)
+    assert "error: scan_7.nii.gz: the file cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "debug"), [(KeyError, None), (TypeError, None), (ValueError, "1")])
+def test_a_mistake_in_the_program_keeps_its_traceback_and_so_does_debugging(
+    kind: type[Exception], debug: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    explained(kind("oops"), monkeypatch, debug)
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert "Failed to instantiate the component" in shown
+    assert "\nerror:" not in shown
