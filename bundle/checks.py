@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 import os
 import re
 import sys
@@ -99,7 +98,8 @@ def _given_arguments(argv: Sequence[str]) -> dict[str, Any]:
             value = argv[place + 1]
         given[_top(name.replace("-", "_"))] = value
     if given.get("args_file") and Path(given["args_file"]).is_file():
-        given |= {_top(key): value for key, value in json.loads(Path(given["args_file"]).read_text()).items()}
+        from_file = yaml.safe_load(Path(given["args_file"]).read_text()) or {}  # JSON is YAML, too
+        given = {_top(key): value for key, value in from_file.items()} | given
     return given
 
 
@@ -110,7 +110,7 @@ def _top(key: str) -> str:
 def _config_files(value: Any) -> list[Path]:
     if isinstance(value, str) and value.startswith("["):
         value = ast.literal_eval(value)
-    names = [value] if isinstance(value, str) else list(value or [])
+    names = value.split(",") if isinstance(value, str) else list(value or [])
     return [path for path in map(Path, names) if path.is_file()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import pickle
 import random
 from collections import deque
 from pathlib import Path
@@ -172,7 +173,13 @@ class Checkpoints:
         Raises:
             ValueError: If the checkpoint is of another network, or of another batch size.
         """
-        state = torch.load(self.last, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.last} cannot be read ({type(error).__name__}). Copy a kept step_<n>.pt over it, or set resume "
+                "to false."
+            ) from error
         if state["batch_size"] != self.batch_size:
             raise ValueError(
                 f"{self.last} was made with batch_size {state['batch_size']}, not {self.batch_size}: the episodes "

@@ -56,7 +56,7 @@ class DiceTable:
         dice = state.metric_details[self.metric].cpu().double().numpy()
         epoch = max(int(state.epoch), 0)
         self._history = [(other, means) for other, means in self._history if other != epoch]
-        self._history.append((epoch, np.nanmean(dice, axis=0)))
+        self._history.append((epoch, np.array([_mean_of_present(column) for column in dice.T])))
         self._write(epoch, dice)
         print(self.table(), flush=True)
 
@@ -67,12 +67,12 @@ class DiceTable:
         lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
         for epoch, means in self._history:
             name = "0 (untrained)" if epoch == 0 else str(epoch)
-            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, np.nanmean(means)]))
+            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, _mean_of_present(means)]))
         return "\n".join(lines)
 
     def _write(self, epoch: int, dice: np.ndarray) -> None:
         header = ["epoch", "scan", "organ", "dice"]
-        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() and epoch else []
+        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
         rows = [row for row in rows if int(row[0]) < epoch]
         for scan, values in zip(self._scans, dice, strict=True):
             for organ, value in zip(self.organs, values, strict=True):
@@ -157,6 +157,12 @@ class SaveOverlays:
 def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:
     image, label = np.asarray(scan[IMAGE])[0, ..., z], np.asarray(label)[0, ..., z]
     return caption(enlarged(overlay_label(image, label, ids)), text)
+
+
+def _mean_of_present(values: np.ndarray) -> float:
+    """Return the mean of what is a number; NaN if nothing is."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
 
 
 def _name(image: MetaTensor) -> str:

@@ -33,11 +33,11 @@ def block(rows: slice, columns: slice) -> np.ndarray:
 
 
 def test_an_overlay_is_solid_on_the_rim_tinted_inside_and_nothing_outside() -> None:
-    drawn = overlay(GRAY, block(slice(1, 5), slice(2, 8)), color=(200, 0, 50), opacity=0.5)
+    drawn = overlay(GRAY, block(slice(1, 5), slice(2, 8)), color=(200, 0, 60), opacity=0.25)
     inside = block(slice(2, 4), slice(3, 7)).astype(bool)
     rim = block(slice(1, 5), slice(2, 8)).astype(bool) & ~inside
-    assert (drawn[rim] == (200, 0, 50)).all()
-    assert (drawn[inside] == (150, 50, 75)).all()
+    assert (drawn[rim] == (200, 0, 60)).all()
+    assert (drawn[inside] == (125, 75, 90)).all()
     assert (drawn[~rim & ~inside] == 100).all()
 
 

@@ -142,6 +142,16 @@ def test_a_training_can_go_on_for_more_epochs(tmp_path: Path) -> None:
     assert_equal_states(train(tmp_path / "twice", max_epochs=2, resume=True), expected)
 
 
+def test_a_network_that_draws_numbers_itself_resumes_exactly(tmp_path: Path) -> None:
+    unet = {"_target_": "UNet", "spatial_dims": 2, "in_channels": 3, "out_channels": 8, "channels": [8, 16]}
+    keys = {"network_def#encoder": unet | {"strides": [2], "dropout": 0.4}}
+    workflow(TRAIN, tmp_path / "once", max_epochs=2, **keys).run()
+    workflow(TRAIN, tmp_path / "twice", max_epochs=1, **keys).run()
+    workflow(TRAIN, tmp_path / "twice", max_epochs=2, resume=True, **keys).run()
+    once, twice = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("once", "twice"))
+    assert_equal_states(once, twice)
+
+
 def test_batches_and_shots_are_keys(tmp_path: Path) -> None:
     assert train(tmp_path, batch_size=2, shots=2)["encoder.localconv.weight"].isfinite().all()
 

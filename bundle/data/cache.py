@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle.data.loading import Scan, read_scan
+from bundle.data.loading import Scan, ScanError, read_scan
 from bundle.keys import IMAGE, SUPERPIXELS
 
 FORMAT = 1
@@ -74,9 +75,11 @@ def cached_scans(
     cache = _writable(Path(cache_dir))
     work = _Fill(scans, transform, cache)
     workers = min((os.cpu_count() or 1) if num_workers is None else num_workers, len(scans))
-    loader = DataLoader(work, batch_size=None, num_workers=workers)
+    loader = DataLoader(work, batch_size=None, num_workers=workers, generator=torch.Generator(device="cpu"))
     entries = list(tqdm(loader, total=len(scans), desc="superpixels", unit="scan"))
-    return [_open(cache / entry) for entry in entries]
+    if problems := [problem for _, problem in entries if problem]:
+        raise ScanError("\n  ".join(problems))
+    return [_open(cache / entry) for entry, _ in entries]
 
 
 def _writable(cache: Path) -> Path:
@@ -91,8 +94,11 @@ def _writable(cache: Path) -> Path:
     return cache
 
 
-class _Fill(Dataset[str]):
-    """Makes the entry of each scan and returns its name: a data set only to borrow the loader's processes."""
+class _Fill(Dataset[tuple[str, str]]):
+    """Makes the entry of each scan: a data set only to borrow the loader's processes.
+
+    An item is the entry's name and what is wrong with the scan, ``""`` if nothing is.
+    """
 
     def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any], cache: Path) -> None:
         self.scans, self.transform, self.cache = scans, transform, cache
@@ -101,12 +107,16 @@ class _Fill(Dataset[str]):
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, str]:
         scan = self.scans[index]
         entry = entry_name(scan, self.description)
         if not (self.cache / entry).is_dir():
-            _write(self.cache / entry, scan, read_scan({IMAGE: scan[IMAGE]}, self.transform))
-        return entry
+            try:
+                volumes = read_scan({IMAGE: scan[IMAGE]}, self.transform)
+            except ScanError as error:
+                return entry, str(error)
+            _write(self.cache / entry, scan, volumes)
+        return entry, ""
 
 
 def entry_name(scan: Scan, description: str) -> str:
@@ -157,16 +167,39 @@ def describe(thing: Any) -> str:
     """
     if isinstance(thing, functools.partial):
         return f"partial({describe(thing.func)}, {describe(thing.args)}, {describe(thing.keywords)})"
-    if isinstance(thing, type | types.FunctionType | types.BuiltinFunctionType):
+    if isinstance(thing, types.MethodType):
+        return f"{describe(thing.__func__)} of {describe(thing.__self__)}"
+    if isinstance(thing, types.FunctionType):
+        return _describe_function(thing)
+    if isinstance(thing, type | types.BuiltinFunctionType):
         return f"{thing.__module__}.{thing.__qualname__}"
-    if isinstance(thing, Mapping):
-        return "{" + ", ".join(f"{key!r}: {describe(thing[key])}" for key in sorted(thing, key=str)) + "}"
-    if isinstance(thing, list | tuple | set | frozenset):
-        return "[" + ", ".join(describe(item) for item in thing) + "]"
+    if isinstance(thing, torch.Tensor):
+        return f"tensor {describe(thing.detach().cpu().numpy())}"
+    if isinstance(thing, np.ndarray):
+        return f"{thing.dtype} {thing.shape} {hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()}"
     if isinstance(thing, np.random.RandomState):
         return "random state"
-    if isinstance(thing, str | int | float | complex | bool | bytes | Path | type(None)) or not hasattr(
-        thing, "__dict__"
-    ):
+    return _describe_container(thing)
+
+
+def _describe_function(function: types.FunctionType) -> str:
+    """Name a function; a lambda or a closure is told by its code and by what it closes over."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    if "<lambda>" not in name and function.__closure__ is None:
+        return name
+    code = function.__code__
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return f"{name} {code.co_code.hex()} {code.co_names} {code.co_consts!r} {describe(cells)}"
+
+
+def _describe_container(thing: Any) -> str:
+    if isinstance(thing, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(thing[key])}" for key in sorted(thing, key=str)) + "}"
+    if isinstance(thing, set | frozenset):
+        return "{" + ", ".join(sorted(describe(item) for item in thing)) + "}"
+    if isinstance(thing, list | tuple):
+        return "[" + ", ".join(describe(item) for item in thing) + "]"
+    plain = isinstance(thing, str | int | float | complex | bool | bytes | Path | type(None))
+    if plain or not hasattr(thing, "__dict__"):
         return repr(thing)
     return f"{describe(type(thing))}({describe(vars(thing))})"

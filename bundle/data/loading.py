@@ -37,13 +37,20 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
     try:
         return transform(dict(scan))
     except BROKEN_FILE as error:
-        raise ScanError(f"{scan['image']}: {_reason(error)}") from error
+        reason = _reason(error)
+        if not isinstance(reason, BROKEN_FILE):
+            raise  # a mistake in a transform is not the file's
+        raise ScanError(f"{scan['image']}: {_in_words(reason)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> BaseException:
     # MONAI wraps what a transform raises in "applying transform ..."; the reason is at the bottom.
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _in_words(error: BaseException) -> str:
     if isinstance(error, ValueError | FileNotFoundError):
         return str(error)
     return f"the file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."
@@ -98,7 +105,8 @@ def usable_scans(
     Returns:
         The scans that can be used, and what is wrong with the others, a line each.
     """
-    loader = DataLoader(_Trial(scans, transform), batch_size=None, num_workers=min(num_workers, len(scans)))
+    trial = _Trial(scans, transform)
+    loader = DataLoader(trial, batch_size=None, num_workers=min(num_workers, len(scans)))
     problems = list(tqdm(loader, total=len(scans), desc="checking scans", unit="scan"))
     for problem in filter(None, problems):
         logger.error("cannot use %s", problem)

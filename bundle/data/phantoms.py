@@ -69,9 +69,10 @@ def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
     folder = Path(folder)
     wanted = _settings(settings)
     record = {"phantom": asdict(wanted) | {"size": list(wanted.size)}, "organs": ORGANS}
-    if (folder / "dataset.json").is_file() and json.loads((folder / "dataset.json").read_text()) == record:
+    present = _record(folder)
+    if present == record:
         return folder
-    if folder.exists() and not (folder / "dataset.json").is_file() and any(folder.iterdir()):
+    if folder.exists() and "phantom" not in present and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something that is no phantom study. Remove it, or choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-phantom-"))
@@ -81,6 +82,15 @@ def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
     return folder
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Return what a phantom study's folder says of itself; nothing if it is none."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text())
+    return record if isinstance(record, dict) else {}
 
 
 def _settings(settings: dict[str, Any]) -> PhantomSettings:

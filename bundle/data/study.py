@@ -216,7 +216,12 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     files = [path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    return {scan_name(path): path for path in files if not path.name.startswith(".")}
+    named: dict[str, Path] = {}
+    for path in sorted(path for path in files if not path.name.startswith(".")):
+        other = named.setdefault(scan_name(path), path)
+        if other is not path:
+            raise ValueError(f"{other.name} and {path.name} of {folder} are of the same scan. Keep one of them.")
+    return named
 
 
 def scan_name(path: str | Path) -> str:

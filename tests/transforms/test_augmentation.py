@@ -62,7 +62,7 @@ def test_a_shear_moves_columns_against_their_row_about_the_top_left_corner() -> 
     np.testing.assert_allclose(moved((50, 40), shear=30.0), [50 - 40 * 0.5, 40 * np.sqrt(0.75)], atol=1e-12)
 
 
-@pytest.mark.parametrize("change", [{"zoom": 1.5}, {"rotate": 70.0}], ids=["zoom", "rotation"])
+@pytest.mark.parametrize("change", [{"zoom": 1.5}, {"rotate": 40.0}], ids=["zoom", "rotation"])
 def test_the_center_of_the_slice_stays(change: dict[str, float]) -> None:
     center = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
     # The paper's center is half a pixel off.
