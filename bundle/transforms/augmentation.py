@@ -22,10 +22,11 @@ class View:
     """What is drawn for one view.
 
     Attributes:
-        rotate: Rotation about the centre, degrees, counter-clockwise as seen with row 0 on top.
+        rotate: Rotation, degrees, counter-clockwise as seen with row 0 on top. Its center is column ``H / 2``, row
+            ``W // 2``, as in the authors' code: the slice's center in square slices only (docs/method.md).
         translate: Shift along columns and rows, pixels.
         shear: Shear of columns by rows about the top left corner, degrees.
-        zoom: Magnification about the centre; above 1 the object grows.
+        zoom: Magnification about the same point; above 1 the object grows.
         displacement: Elastic field along columns and rows, ``(2, H, W)``, pixels.
         gamma: Exponent of the intensities.
     """
@@ -42,8 +43,8 @@ class View:
         translate = np.array([[1, 0, self.translate[0]], [0, 1, self.translate[1]], [0, 0, 1.0]])
         shear = np.deg2rad(self.shear)
         shearing = np.array([[1, -np.sin(shear), 0], [0, np.cos(shear), 0], [0, 0, 1.0]])
-        centre = (height / 2, width // 2)
-        return _about(centre, 0, self.zoom) @ shearing @ translate @ _about(centre, self.rotate, 1)
+        center = (height / 2, width // 2)
+        return _about(center, 0, self.zoom) @ shearing @ translate @ _about(center, self.rotate, 1)
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,11 @@ def _uniform(random: np.random.Generator, span: Range) -> float:
     return float(random.uniform(span[0], span[1]))
 
 
-def _about(centre: tuple[float, float], degrees: float, zoom: float) -> np.ndarray:
-    """Return the rotation and magnification about a centre, ``(3, 3)``, for points ``(column, row, 1)``."""
+def _about(center: tuple[float, float], degrees: float, zoom: float) -> np.ndarray:
+    """Return the rotation and magnification about a center, ``(3, 3)``, for points ``(column, row, 1)``."""
     angle = np.deg2rad(degrees)
     a, b = zoom * np.cos(angle), zoom * np.sin(angle)
-    x, y = centre
+    x, y = center
     return np.array([[a, b, (1 - a) * x - b * y], [-b, a, b * x + (1 - a) * y], [0, 0, 1.0]])
 
 

@@ -44,7 +44,7 @@ def resample_label(label: np.ndarray, spacing: Sequence[float], new_spacing: Seq
 
 
 def center_crop_or_pad(volume: np.ndarray, size: Sequence[int], fill: float | None = None) -> np.ndarray:
-    """Cut or pad rows and columns about the centre: output ``i`` is input ``i - ceil(size / 2) + n // 2``.
+    """Cut or pad rows and columns about the center: output ``i`` is input ``i - ceil(size / 2) + n // 2``.
 
     Args:
         volume: ``(H, W, Z)``.

@@ -56,7 +56,8 @@ def chunks_by_position(depth: int, extent: tuple[float, float], chunks: int) -> 
 
     Args:
         depth: Slices of the query scan.
-        extent: Where the organ begins and ends in the support scan, as shares of that scan's height.
+        extent: Where the organ begins and ends in the support scan, as shares of that scan's height; the end is
+            above the beginning.
         chunks: Parts of the extent.
     """
     heights = (np.arange(depth) + 0.5) / depth

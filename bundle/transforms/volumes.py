@@ -142,7 +142,9 @@ class SliceLayoutd(MapTransform):
     def __init__(self, keys: KeysCollection, orientation: str | None = "PLS", slice_axis: int = 2) -> None:
         super().__init__(keys, allow_missing_keys=True)
         pairs = [{"L", "R"}, {"P", "A"}, {"I", "S"}]
-        if orientation is not None and not all(len(pair & set(orientation)) == 1 for pair in pairs):
+        if orientation is not None and not (
+            len(orientation) == 3 and all(len(pair & set(orientation)) == 1 for pair in pairs)
+        ):
             raise ValueError(
                 f"orientation must name one of L/R, one of P/A and one of I/S, such as 'PLS', got {orientation!r}."
             )
@@ -166,7 +168,7 @@ class SliceLayoutd(MapTransform):
 
 
 class FitSlicesd(MapTransform):
-    """Resample volumes, then crop or pad each slice about its centre to the network's size.
+    """Resample volumes, then crop or pad each slice about its center to the network's size.
 
     Labels go along by nearest neighbor. What lies outside the scan takes its smallest value, in labels 0.
 

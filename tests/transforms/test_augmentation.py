@@ -63,10 +63,11 @@ def test_a_shear_moves_columns_against_their_row_about_the_top_left_corner() -> 
 
 
 @pytest.mark.parametrize("change", [{"zoom": 1.5}, {"rotate": 40.0}], ids=["zoom", "rotation"])
-def test_the_center_of_the_slice_stays(change: dict[str, float]) -> None:
-    center = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
-    # The paper's center is half a pixel off.
-    np.testing.assert_allclose(moved(tuple(center), **change), center, atol=0.75)
+@pytest.mark.parametrize(("height", "width"), [(72, 72), (48, 72), (71, 45)])
+def test_what_stays_is_the_authors_center(change: dict[str, float], height: int, width: int) -> None:
+    """Column H / 2 and row W // 2: the slice's center if it is square, but for half a pixel."""
+    center = np.array([height / 2, width // 2, 1.0])
+    np.testing.assert_allclose(replace(STILL, **change).matrix(height, width) @ center, center, atol=1e-12)
 
 
 @pytest.mark.parametrize("zoom", [0.8, 1.25, 1.5])
