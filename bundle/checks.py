@@ -57,8 +57,27 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
     known = RUN_ARGUMENTS | _references(texts) | keys[0]
     known = known.union(*(names for names, ours in zip(keys, shipped, strict=True) if ours))
     _refuse(set(given) - known, known, "the command")
+    for key, value in given.items():
+        if value == "null":
+            raise ValueError(f"--{key} null would be the word 'null'. The command line takes Python's words: --{key} None.")
     for path, names in zip(files, keys, strict=True):
         _refuse(names - known, known, str(path))
+
+
+def switch(value: bool | str) -> bool:
+    """Return a switch of a config, which may come from the command line as a word.
+
+    Without it, ``--resume false`` would be the word "false", and a word counts as true.
+
+    Raises:
+        ValueError: If it is neither true nor false.
+    """
+    words = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in words:
+        raise ValueError(f"a switch such as resume or amp must be true or false, got {value!r}.")
+    return words[str(value).lower()]
 
 
 def explain_errors() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bundle.checks import explain_errors, refuse_unknown_keys
+from bundle.checks import explain_errors, refuse_unknown_keys, switch
 from bundle.data.loading import ScanError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -181,3 +182,20 @@ def test_a_mistake_in_the_program_keeps_its_traceback_and_so_does_debugging(
     assert "Traceback (most recent call last)" in shown
     assert "Failed to instantiate the component" in shown
     assert "\nerror:" not in shown
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("true", True), ("False", False), (False, False)])
+def test_a_switch_may_come_as_a_word(value: bool | str, expected: bool) -> None:
+    assert switch(value) is expected
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_switch_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="must be true or false"):
+        switch(value)
+
+
+def test_null_on_the_command_line_is_refused_because_it_would_be_a_word() -> None:
+    words = ["run", "--config_file", str(Path(__file__).parents[1] / "configs" / "train.yaml"), "--fold", "null"]
+    with pytest.raises(ValueError, match="takes Python's words: --fold None"):
+        refuse_unknown_keys(words)
