@@ -59,7 +59,9 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
     _refuse(set(given) - known, known, "the command")
     for key, value in given.items():
         if value == "null":
-            raise ValueError(f"--{key} null would be the word 'null'. The command line takes Python's words: --{key} None.")
+            raise ValueError(
+                f"--{key} null would be the word 'null'. The command line takes Python's words: --{key} None."
+            )
     for path, names in zip(files, keys, strict=True):
         _refuse(names - known, known, str(path))
 

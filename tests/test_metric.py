@@ -18,14 +18,14 @@ def test_dice_equals_the_authors() -> None:
     labels, scans, _ = (sorted({int(p[group]) for p in places if p}) for group in (1, 2, 3))
     metric = DiceMetric(ignore_empty=False)
     for scan in scans:
+        masks = {}
         for kind in ("pred", "gt"):
             volumes = []
             for label in labels:
                 slices = [p.string for p in places if p and (int(p[1]), int(p[2])) == (label, scan)]
                 volumes.append(np.stack([arrays[name.replace("pred", kind)] for name in slices], axis=-1))
-            masks = torch.tensor(np.stack(volumes)).float()[None]
-            prediction, truth = (masks, None) if kind == "pred" else (prediction, masks)
-        metric(prediction, truth)
+            masks[kind] = torch.tensor(np.stack(volumes)).float()[None]
+        metric(masks["pred"], masks["gt"])
     raw = metric.get_buffer().numpy()
     assert raw == pytest.approx(np.array(golden["rawDice"]), abs=1e-6)
     assert raw.mean(axis=0) == pytest.approx(golden["classDice"], abs=1e-6)
