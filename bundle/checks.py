@@ -58,9 +58,10 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
     known = known.union(*(names for names, ours in zip(keys, shipped, strict=True) if ours))
     _refuse(set(given) - known, known, "the command")
     for key, value in given.items():
-        if value == "null":
+        if str(value) in ("null", "None"):
             raise ValueError(
-                f"--{key} null would be the word 'null'. The command line takes Python's words: --{key} None."
+                f"--{key} {value} does not set null: MONAI reads a word, or ignores it. "
+                f"Write --{key} '$None', in quotes."
             )
     for path, names in zip(files, keys, strict=True):
         _refuse(names - known, known, str(path))

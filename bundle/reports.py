@@ -29,13 +29,22 @@ class DiceTable:
         path: The CSV file: a row for each evaluation, scan and organ.
         metric: Name of the evaluator's metric.
         title: What is evaluated, for the printed table.
+        weights: What was evaluated, where no training counts epochs; it stands in place of the epoch.
     """
 
-    def __init__(self, organs: Mapping[str, int], path: str | Path, metric: str, title: str = "Dice") -> None:
+    def __init__(
+        self,
+        organs: Mapping[str, int],
+        path: str | Path,
+        metric: str,
+        title: str = "Dice",
+        weights: str | None = None,
+    ) -> None:
         self.organs = list(organs)
         self.path = Path(path)
         self.metric = metric
         self.title = title
+        self.weights = weights
         self._scans: list[str] = []
         self._history: list[tuple[int, np.ndarray]] = []
 
@@ -64,9 +73,12 @@ class DiceTable:
         """Return the means of all evaluations so far as a text table."""
         width = max(12, *(len(organ) + 2 for organ in self.organs))
         lines = [f"{self.title}, mean over {len(self._scans)} scans"]
-        lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
+        lines.append(
+            ("after epoch" if self.weights is None else "weights").ljust(16)
+            + "".join(name.rjust(width) for name in [*self.organs, "mean"])
+        )
         for epoch, means in self._history:
-            name = "0 (untrained)" if epoch == 0 else str(epoch)
+            name = self.weights or ("0 (untrained)" if epoch == 0 else str(epoch))
             lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, _mean_of_present(means)]))
         return "\n".join(lines)
 

@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights at {path}. Give the path of a checkpoint, 'imagenet' or 'coco' to let torchvision "
-            "download one, or null for a random start."
+            "download one, or null ('$None' on the command line) for a random start."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model", "network"):
