@@ -1,8 +1,10 @@
-"""From an annotated scan to the organs of another: support scans + query volume -> scores of every organ."""
+"""From annotated scans to the organs of another: support scans + query volume -> scores of every organ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import IMAGE, LABEL
+from bundle.keys import IMAGE, LABEL, ORGAN_IDS, SUPPORT
 from bundle.networks.alpnet import ALPNet, reduce_mask, upsample
 from bundle.transforms.slices import (
     chunks_by_position,
@@ -24,10 +26,26 @@ from bundle.transforms.slices import (
 
 Protocol = Literal["volume", "paper"]
 
+REMEMBERED_SCANS = 32
+"""Support scans whose features are kept; about 3 MB an organ each at 256 x 256."""
+
+
+@dataclass(frozen=True)
+class EncodedOrgan:
+    """One organ in one annotated scan.
+
+    Attributes:
+        chunks: Features ``(D, h, w)`` and soft mask ``(1, h, w)`` of the slice that stands for each chunk.
+        extent: Where the organ begins and ends, as shares of the scan's height.
+    """
+
+    chunks: list[tuple[Tensor, Tensor]]
+    extent: tuple[float, float]
+
 
 @dataclass(frozen=True)
 class OrganPrototypes:
-    """What the support tells of one organ.
+    """What all annotated scans together tell of one organ.
 
     Attributes:
         chunks: Background ``(N, D)`` and foreground ``(M, D)`` prototypes of each chunk.
@@ -41,12 +59,13 @@ class OrganPrototypes:
 class VolumeInferer(Inferer):
     """Segment whole volumes, all organs at once, from annotated scans.
 
-    Each query slice is encoded once for all organs, and the support slices once for all queries as long as
-    the network's weights stay the same.
+    Each query slice is encoded once for all organs. The support slices are encoded once for all queries, as long as
+    the network's weights and the support's files stay the same.
 
     Args:
-        support: Annotated scans: anything indexable whose items hold ``image`` and ``label``, each
-            ``(1, H, W, Z)``, preprocessed as the query is. Several scans are several shots.
+        support: Annotated scans: a data set whose items hold ``image`` and ``label``, each ``(1, H, W, Z)``,
+            preprocessed as the query is. Several scans are several shots. A query whose meta names scans of its own
+            under ``support`` is segmented from those instead; they are read by ``support.read``.
         organs: Names and ids of the organs. ``None`` takes every id of the support's labels.
         protocol: ``"volume"`` uses no truth of the query: its slices find their chunk by relative height.
             ``"paper"`` takes each organ's first and last slice from the query's label, finds the chunk by
@@ -60,7 +79,7 @@ class VolumeInferer(Inferer):
 
     def __init__(
         self,
-        support: Sequence[Mapping[str, Any]],
+        support: Any,
         organs: Mapping[str, int] | None = None,
         protocol: Protocol = "volume",
         chunks: int = 3,
@@ -76,7 +95,7 @@ class VolumeInferer(Inferer):
         self.chunks = chunks
         self.slice_batch = slice_batch
         self._scans: list[Mapping[str, Any]] = []
-        self._encoded: tuple[Any, dict[int, OrganPrototypes]] | None = None
+        self._encoded: OrderedDict[Hashable, dict[int, EncodedOrgan]] = OrderedDict()
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: ALPNet, *args: Any, label: Tensor | None = None, **kwargs: Any
@@ -91,23 +110,25 @@ class VolumeInferer(Inferer):
             **kwargs: Not used.
 
         Returns:
-            ``(B, O, H, W, Z)``, foreground minus background logit of each organ, in the order of
-            ``organ_ids()``: the organ is where it is above 0. It carries the meta of ``inputs``.
+            ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
+            It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
         """
         if self.protocol == "paper" and label is None:
             raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
-        prototypes = self.prototypes(network, inputs.device)
+        meta = dict(getattr(inputs, "meta", {}))
+        prototypes = self.prototypes(network, inputs.device, meta.get(SUPPORT))
         scores = [
             self._segment(volume, network, prototypes, None if label is None else label[item])
             for item, volume in enumerate(inputs)
         ]
-        return MetaTensor(torch.stack(scores), meta=getattr(inputs, "meta", None))
+        meta[ORGAN_IDS] = torch.tensor([list(prototypes)] * len(inputs))
+        return MetaTensor(torch.stack(scores), meta=meta)
 
     def organ_ids(self) -> list[int]:
-        """Return the ids of the organs, in the order of the scores' channels."""
+        """Return the ids of the organs of the config's support."""
         if self.organs is not None:
             return list(self.organs.values())
         ids = torch.cat([torch.unique(_plain(scan[LABEL])) for scan in self.support_scans()]).unique()
@@ -117,19 +138,8 @@ class VolumeInferer(Inferer):
         """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
         return dict(self.organs or {f"organ_{organ}": organ for organ in self.organ_ids()})
 
-    def prototypes(self, network: ALPNet, device: torch.device) -> dict[int, OrganPrototypes]:
-        """Encode the support, or return what was encoded with the very same weights."""
-        version = [(parameter.data_ptr(), parameter._version) for parameter in network.parameters()]
-        version += [(buffer.data_ptr(), buffer._version) for buffer in network.buffers()]
-        if self._encoded is None or self._encoded[0] != version:
-            scans = [{key: _plain(scan[key]).to(device) for key in (IMAGE, LABEL)} for scan in self.support_scans()]
-            with torch.no_grad():
-                encoded = {organ: self._encode_organ(organ, scans, network) for organ in self.organ_ids()}
-            self._encoded = (version, encoded)
-        return self._encoded[1]
-
     def support_scans(self) -> list[Mapping[str, Any]]:
-        """Return the annotated scans, read once.
+        """Return the annotated scans of the config, read once.
 
         Raises:
             ValueError: If there is none, or one cannot be used.
@@ -140,28 +150,95 @@ class VolumeInferer(Inferer):
             self._scans = [self.support[index] for index in range(len(self.support))]
         return self._scans
 
-    def _encode_organ(self, organ: int, scans: list[dict[str, Tensor]], network: ALPNet) -> OrganPrototypes:
-        shown = [(scan, organ_slices(scan[LABEL], organ)) for scan in scans]
-        shown = [(scan, slices) for scan, slices in shown if slices]
+    def prototypes(
+        self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[int, OrganPrototypes]:
+        """Pool the prototypes of every organ.
+
+        Args:
+            network: Its weights decide whether features that were computed before still hold.
+            device: Where the query is.
+            files: Annotated scans to use instead of the config's: ``image`` and ``label`` files, ``ids`` from values
+                in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated. An
+                organ that a partial one shows is taken from partial ones alone.
+        """
+        version = tuple(
+            (t.data_ptr(), t._version) for tensors in (network.parameters(), network.buffers()) for t in tensors
+        )
+        scans: list[tuple[bool, dict[int, EncodedOrgan]]] = []
+        if files:
+            scans = [(bool(f.get("partial")), self._remembered(f, version, network, device)) for f in files]
+        else:
+            for number, scan in enumerate(self.support_scans()):
+                key = (number, version)
+                if key not in self._encoded:
+                    self._remember(key, self._encode_scan(scan, network, device))
+                scans.append((False, self._encoded[key]))
+        wanted = self.organs.values() if self.organs else sorted({organ for _, encoded in scans for organ in encoded})
+        return {organ: self._pool(organ, scans, network) for organ in wanted}
+
+    def _remembered(
+        self, files: Mapping[str, Any], version: Hashable, network: ALPNet, device: torch.device
+    ) -> dict[int, EncodedOrgan]:
+        """Return a scan's features, encoding it only if its files or the weights changed since."""
+        stamps = tuple((str(files[key]), os.stat(files[key]).st_mtime_ns) for key in (IMAGE, LABEL))
+        ids = files.get("ids")
+        key = (stamps, str(ids), version)
+        if key not in self._encoded:
+            scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
+            if ids is not None:
+                scan[LABEL] = _renumbered(_plain(scan[LABEL]), ids)
+            self._remember(key, self._encode_scan(scan, network, device))
+        self._encoded.move_to_end(key)
+        return self._encoded[key]
+
+    def _remember(self, key: Hashable, encoded: dict[int, EncodedOrgan]) -> None:
+        self._encoded[key] = encoded
+        while len(self._encoded) > max(REMEMBERED_SCANS, len(self._scans)):
+            self._encoded.popitem(last=False)
+
+    @torch.no_grad()
+    def _encode_scan(self, scan: Mapping[str, Any], network: ALPNet, device: torch.device) -> dict[int, EncodedOrgan]:
+        """Encode the slices that stand for each organ of a scan; a slice that stands for several is encoded once."""
+        image, label = (_plain(scan[key]).to(device) for key in (IMAGE, LABEL))
+        shown = {int(organ): organ_slices(label, int(organ)) for organ in torch.unique(label) if organ != 0}
+        chosen = {organ: support_slices(slices, self.chunks) for organ, slices in shown.items()}
+        needed = sorted({z for slices in chosen.values() for z in slices})
+        features: dict[int, Tensor] = {}
+        for start in range(0, len(needed), self.slice_batch):
+            batch = needed[start : start + self.slice_batch]
+            features |= dict(zip(batch, network.encoder(to_network(image[..., batch])), strict=True))
+        depth = image.shape[-1]
+        encoded = {}
+        for organ, slices in chosen.items():
+            masks = torch.stack([label[..., z] == organ for z in slices])[None].float()
+            reduced = reduce_mask(masks, features[slices[0]])[0]
+            extent = (shown[organ][0] / depth, (shown[organ][-1] + 1) / depth)
+            encoded[organ] = EncodedOrgan([(features[z], m) for z, m in zip(slices, reduced, strict=True)], extent)
+        return encoded
+
+    @torch.no_grad()
+    def _pool(
+        self, organ: int, scans: Sequence[tuple[bool, dict[int, EncodedOrgan]]], network: ALPNet
+    ) -> OrganPrototypes:
+        shown = [(partial, encoded[organ]) for partial, encoded in scans if organ in encoded]
         if not shown:
             raise ValueError(
                 f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
                 "Annotate it, or take it out of organs."
             )
-        chosen = [support_slices(slices, self.chunks) for _, slices in shown]
+        drawn = [encoded for partial, encoded in shown if partial]
+        shots = drawn or [encoded for _, encoded in shown]
         chunks = []
         for chunk in range(self.chunks):
-            shots = [(scan, slices[chunk]) for (scan, _), slices in zip(shown, chosen, strict=True)]
-            images = torch.cat([to_network(scan[IMAGE][..., z, None]) for scan, z in shots])
-            masks = torch.stack([scan[LABEL][..., z] == organ for scan, z in shots])
-            features = network.encoder(images)
-            chunks.append(network.prototypes(features, reduce_mask(masks[None].float(), features)[0]))
-        extents = [(slices[0] / d, (slices[-1] + 1) / d) for scan, slices in shown for d in [scan[LABEL].shape[-1]]]
-        begin, end = (sum(ends) / len(ends) for ends in zip(*extents, strict=True))
+            features, masks = zip(*(shot.chunks[chunk] for shot in shots), strict=True)
+            chunks.append(network.prototypes(torch.stack(features), torch.stack(masks)))
+        begin, end = (sum(ends) / len(ends) for ends in zip(*(shot.extent for shot in shots), strict=True))
         return OrganPrototypes(chunks, (begin, end))
 
     def _name(self, organ: int) -> str:
-        return next(name for name, value in self.organ_names().items() if value == organ)
+        names = [name for name, value in (self.organs or {}).items() if value == organ]
+        return names[0] if names else f"organ_{organ}"
 
     @torch.no_grad()
     def _segment(
@@ -200,6 +277,14 @@ class VolumeInferer(Inferer):
             return query.new_full((1, *query.shape[-2:]), -1.0)
         background, foreground = network.score(query, *prototypes)
         return (foreground - background)[None]
+
+
+def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
+    """Replace the values of a label map by organ ids; values that are not listed become 0."""
+    result = torch.zeros_like(label)
+    for value, organ in ids.items():
+        result[label == int(value)] = organ
+    return result
 
 
 def _plain(tensor: Any) -> Tensor:

@@ -20,3 +20,12 @@ SUPERPIXELS = "superpixels"
 
 PRED = "pred"
 """Organ scores of a volume ``(O, H, W, Z)``, then its label map ``(1, H, W, Z)``."""
+
+ORGAN_IDS = "organ_ids"
+"""In the meta of scores: the ids of their channels' organs, ``(O,)``."""
+
+SUPPORT = "support"
+"""In the meta of an image: the files of the annotated scans to segment it from, where they are not the config's."""
+
+NETWORK_LABEL = "network_label"
+"""A predicted label map ``(1, H, W, Z)`` still on the network's grid, for pictures."""

@@ -15,9 +15,8 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 
 from bundle.inferers import VolumeInferer
-from bundle.keys import IMAGE, LABEL, PRED
+from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED
 from bundle.transforms.slices import organ_slices, support_slices
-from bundle.transforms.volumes import restore_grid
 from bundle.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 
 
@@ -116,7 +115,7 @@ class SaveMasks:
         state: Any = engine.state
         for item in state.output:
             name = _name(item[IMAGE])
-            mask = restore_grid(MetaTensor(item[PRED], meta=item[IMAGE].meta))
+            mask = item[PRED]
             save_nifti(mask, self.folder / f"{name}.nii.gz")
             self._add_volumes(name, mask)
 
@@ -158,11 +157,11 @@ class SaveOverlays:
         z = support_slices(organ_slices(support[LABEL], organ), 1)[0]
         pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
         # Where the organ is thickest: in truth if there is one, else as predicted.
-        shown = item[PRED] if truth is None else truth
+        shown = item[NETWORK_LABEL] if truth is None else truth
         z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
         if truth is not None:
             pictures.append(_captioned(item, truth, z, ids, f"query, truth (slice {z})"))
-        pictures.append(_captioned(item, item[PRED], z, ids, f"query, prediction (slice {z})"))
+        pictures.append(_captioned(item, item[NETWORK_LABEL], z, ids, f"query, prediction (slice {z})"))
         return side_by_side(pictures)
 
 

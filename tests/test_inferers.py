@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +93,7 @@ def test_each_query_slice_is_encoded_once_for_all_organs_and_the_support_once_fo
     inferer = VolumeInferer([scan(0)], slice_batch=5)
     inferer(scan(5)["image"][None], network)
     after_first = network.encoder.images
-    assert after_first == 2 * 3 + 12  # three slices for each of two organs, then the query's
+    assert after_first == 3 + 12  # three slices that show both organs, then the query's
     inferer(scan(7)["image"][None], network)
     assert network.encoder.images == after_first + 12
 
@@ -103,7 +105,7 @@ def test_new_weights_encode_the_support_again(network: ALPNet) -> None:
     with torch.no_grad():
         network.encoder.gain.mul_(2)
     inferer(scan(5)["image"][None], network)
-    assert network.encoder.images == before + 2 * 3 + 12
+    assert network.encoder.images == before + 3 + 12
 
 
 @pytest.mark.parametrize("slice_batch", [1, 5, 64])
@@ -151,6 +153,63 @@ def test_an_organ_without_a_voxel_in_the_support_is_named(network: ALPNet) -> No
 def test_no_support_is_refused(network: ALPNet) -> None:
     with pytest.raises(ValueError, match="there is no annotated scan"):
         VolumeInferer([])(scan(1)["image"][None], network)
+
+
+class Files:
+    """Support scans by file name, which count how often they are read."""
+
+    def __init__(self, folder: Path, **scans: dict[str, Tensor]) -> None:
+        self.folder, self.scans, self.reads = folder, scans, 0
+        for name in scans:
+            for kind in ("image", "label"):
+                (folder / f"{name}_{kind}").touch()
+
+    def entry(self, name: str, **more: Any) -> dict[str, Any]:
+        return {kind: str(self.folder / f"{name}_{kind}") for kind in ("image", "label")} | more
+
+    def read(self, files: dict[str, str]) -> dict[str, Tensor]:
+        self.reads += 1
+        return self.scans[Path(files["label"]).name.removesuffix("_label")]
+
+
+def asked(query: dict[str, Tensor], *entries: dict[str, Any]) -> MetaTensor:
+    return MetaTensor(query["image"][None], meta={"support": list(entries)})
+
+
+def test_a_query_may_name_its_own_support(network: ALPNet, tmp_path: Path) -> None:
+    files = Files(tmp_path, a=scan(0), b=scan(3))
+    scores = VolumeInferer(files)(asked(scan(9), files.entry("a"), files.entry("b")), network)
+    assert scores.meta["organ_ids"].tolist() == [[3, 7]]
+    assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
+
+
+def test_a_named_support_is_read_once_until_its_file_changes(network: ALPNet, tmp_path: Path) -> None:
+    files = Files(tmp_path, a=scan(0))
+    inferer = VolumeInferer(files)
+    for _ in range(2):
+        inferer(asked(scan(9), files.entry("a")), network)
+    assert files.reads == 1
+    os.utime(tmp_path / "a_label", ns=(1, 1))
+    inferer(asked(scan(9), files.entry("a")), network)
+    assert files.reads == 2
+
+
+def test_values_of_a_named_support_can_be_renumbered_and_left_out(network: ALPNet, tmp_path: Path) -> None:
+    files = Files(tmp_path, a=scan(0))
+    scores = VolumeInferer(files)(asked(scan(9), files.entry("a", ids={"7": 2})), network)
+    assert scores.meta["organ_ids"].tolist() == [[2]]
+
+
+def test_what_is_drawn_on_the_scan_itself_goes_before_other_scans(network: ALPNet, tmp_path: Path) -> None:
+    """The other scan's organ looks different here: only the drawn slice can tell."""
+    drawn, other = scan(9), scan(0)
+    for z in range(12):
+        if z != 5:
+            drawn["label"][..., z] = 0
+    other["image"] = torch.where(other["label"] == 3, 2.0, 0.0)
+    files = Files(tmp_path, drawn=drawn, other=other)
+    scores = VolumeInferer(files)(asked(scan(9), files.entry("drawn", partial=True), files.entry("other")), network)
+    assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from PIL import Image
 from bundle import reports
 from bundle.reports import DiceTable, SaveMasks, SaveOverlays, save_nifti, write_csv
 from bundle.transforms import FitSlicesd, SliceLayoutd
+from bundle.transforms.volumes import restore_grid
 
 LIVER, SPLEEN = 1, 2
 INFERER: Any = SimpleNamespace(organ_names=lambda: {"liver": LIVER, "spleen": SPLEEN})
@@ -52,7 +53,7 @@ def segmented(path: Path) -> dict[str, MetaTensor]:
     """A scan whose intensities are its organs, so that it is its own prediction."""
     nibabel.save(nibabel.Nifti1Image(organs_of_a_file(), AFFINE), path)
     image = load(path)
-    return {"image": image, "pred": torch.as_tensor(np.asarray(image))}
+    return {"image": image, "network_label": torch.as_tensor(np.asarray(image)), "pred": restore_grid(image)}
 
 
 def run(handler: Any, *outputs: list[dict[str, Any]], batches: list[Any] | None = None) -> None:
@@ -68,7 +69,7 @@ def table(path: Path) -> list[list[str]]:
 
 def test_a_mask_lies_on_exactly_the_grid_of_its_file(tmp_path: Path) -> None:
     scan = segmented(tmp_path / "scan_1.nii.gz")
-    assert scan["pred"].shape == (1, 28, 32, 9)
+    assert scan["network_label"].shape == (1, 28, 32, 9)
     run(SaveMasks(tmp_path / "masks", INFERER), [scan])
     written = nibabel.load(tmp_path / "masks" / "scan_1.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), organs_of_a_file())
@@ -173,8 +174,8 @@ def test_a_run_that_starts_anew_starts_a_new_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_truth", [False, True])
 def test_an_overlay_has_a_row_for_each_organ_and_a_picture_for_each_label(tmp_path: Path, with_truth: bool) -> None:
     scan = segmented(tmp_path / "scan_1.nii.gz")
-    truth = {"label": scan["pred"]} if with_truth else {}
-    support = {"image": scan["image"], "label": scan["pred"]}
+    truth = {"label": scan["network_label"]} if with_truth else {}
+    support = {"image": scan["image"], "label": scan["network_label"]}
     inferer: Any = SimpleNamespace(organ_names=INFERER.organ_names, support_scans=lambda: [support])
     run(SaveOverlays(tmp_path / "overlays", inferer), [scan], batches=[[truth]])
     # 28 x 32 pixels are enlarged 8 times, below a caption of 16 pixels; gaps are 4.

@@ -60,19 +60,30 @@ class ScanDataset(Dataset[Any]):
     """Scans, read when they are asked for; a broken one raises a ``ScanError`` with its name.
 
     Args:
-        data: The scans' files.
+        data: The scans' files, or what finds them: it is called when the first scan is asked for.
         transform: What turns a scan's files into volumes.
     """
 
-    def __init__(self, data: Sequence[Scan], transform: Callable[[Any], Any]) -> None:
-        self.data = list(data)
+    def __init__(self, data: Sequence[Scan] | Callable[[], Sequence[Scan]], transform: Callable[[Any], Any]) -> None:
+        self._data = data
         self.transform = transform
+
+    @property
+    def data(self) -> list[Scan]:
+        """The scans' files."""
+        if callable(self._data):
+            self._data = self._data()
+        return list(self._data)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        return read_scan(self.data[index], self.transform)
+        return self.read(self.data[index])
+
+    def read(self, scan: Scan) -> Any:
+        """Read any scan as those of the data set are read."""
+        return read_scan(scan, self.transform)
 
 
 class _Trial(Dataset[str]):

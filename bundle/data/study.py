@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def find_support(
     support_dir: str | Path | None = None,
     support_image: str | Sequence[str] | None = None,
     support_label: str | Sequence[str] | None = None,
-    default: Study | None = None,
+    default: Callable[[], Study] | None = None,
 ) -> list[ScanFiles]:
     """Find the annotated scans that show what to segment.
 
@@ -89,7 +89,7 @@ def find_support(
         support_dir: Folder with ``images`` and ``labels``; every image needs its label.
         support_image: Instead, the image file or files.
         support_label: And their label maps, in the same order.
-        default: Whose support to use if nothing is given.
+        default: Opens the study whose support to use if nothing is given.
 
     Returns:
         ``{"image", "label"}`` of each annotated scan.
@@ -115,29 +115,30 @@ def find_support(
         )
     if images:
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    if default is None or not default.support:
+    support = default().support if default is not None else []
+    if not support:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
             "and support_label."
         )
-    return default.support
+    return support
 
 
 def find_scans(
-    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Study | None = None
+    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Study] | None = None
 ) -> list[ScanFiles]:
     """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
 
     Args:
         dataset_dir: Folder of scans.
         support: The annotated scans, which are not segmented again.
-        default: Whose queries to use if ``dataset_dir`` is ``None``.
+        default: Opens the study whose queries to use if ``dataset_dir`` is ``None``.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no scan but the support's.
     """
     if dataset_dir is None:
-        return _images(default.queries if default is not None else [])
+        return _images(default().queries if default is not None else [])
     folder = Path(dataset_dir)
     if folder.is_dir() and not (folder / "images").is_dir():
         scans = [{"image": str(path)} for _, path in sorted(_by_name(folder).items())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from bundle.keys import ORGAN_IDS
+
 Data = dict[Hashable, Any]
 
 
@@ -19,21 +21,23 @@ class ScoresToLabeld(MapTransform):
     """Turn organ scores ``(O, H, W, Z)`` into one label map ``(1, H, W, Z)``: the best organ, where it is above 0.
 
     Args:
-        keys: Scores.
-        organ_ids: Gives the ids of the organs, in the order of the channels: ``VolumeInferer.organ_ids``. It is
-            asked when scores come, because the support may tell the organs only then.
+        keys: Scores of ``VolumeInferer``; their meta tells the ids of the organs.
     """
 
-    def __init__(self, keys: KeysCollection, organ_ids: Callable[[], Sequence[int]]) -> None:
+    def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys)
-        self.organ_ids = organ_ids
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its scores replaced by label maps, uint8 or int16."""
         result = dict(data)
         for key in self.key_iterator(data):
-            result[key] = scores_to_label(data[key], self.organ_ids())
+            result[key] = scores_to_label(data[key], organ_ids_of(data[key]))
         return result
+
+
+def organ_ids_of(scores: MetaTensor) -> list[int]:
+    """Return the ids of the organs, in the order of the channels of a ``VolumeInferer``'s scores."""
+    return [int(organ) for organ in torch.as_tensor(scores.meta[ORGAN_IDS]).flatten()]
 
 
 def scores_to_label(scores: Tensor, ids: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,16 @@ def test_support_images_and_labels_must_be_as_many() -> None:
         find_support(support_image=["a.nii", "b.nii"], support_label="la.nii")
 
 
-@pytest.mark.parametrize("default", [None, Study([{"image": "a"}], [], [])])
-def test_no_support_at_all_is_refused(default: Study | None) -> None:
+@pytest.mark.parametrize("default", [None, lambda: Study([{"image": "a"}], [], [])])
+def test_no_support_at_all_is_refused(default: Callable[[], Study] | None) -> None:
     with pytest.raises(ValueError, match=r"no annotated scan was given\. Set support_dir"):
         find_support(default=default)
 
 
 def test_if_nothing_is_given_support_and_scans_are_those_of_the_default() -> None:
     study = Study([], [{"image": "s", "label": "ls"}], [{"image": "q", "label": "lq"}])
-    assert find_support(default=study) == [{"image": "s", "label": "ls"}]
-    assert find_scans(None, study.support, default=study) == [{"image": "q"}]
+    assert find_support(default=lambda: study) == [{"image": "s", "label": "ls"}]
+    assert find_scans(None, study.support, default=lambda: study) == [{"image": "q"}]
 
 
 def test_the_support_is_not_segmented_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,9 @@ def test_scores_without_meta_give_a_plain_tensor() -> None:
     assert type(scores_to_label(torch.randn(3, 6, 5, 4), [1, 2, 3])) is Tensor
 
 
-def test_the_organ_ids_are_asked_for_when_scores_come() -> None:
-    ids: list[int] = []
-    transform = ScoresToLabeld("pred", organ_ids=lambda: ids)
-    ids.extend([9, 4])
-    assert voxels(transform({"pred": scores_of([1.0, -1.0], [-1.0, 1.0])})["pred"]) == [9, 4]
+def test_the_meta_of_the_scores_tells_the_ids_of_the_organs() -> None:
+    scores = MetaTensor(scores_of([1.0, -1.0], [-1.0, 1.0]), meta={"organ_ids": torch.tensor([[9, 4]])})
+    assert voxels(ScoresToLabeld("pred")({"pred": scores})["pred"]) == [9, 4]
 
 
 # Best alone; both above 0; a tie; one at 0; none.
