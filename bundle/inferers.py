@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import IMAGE, LABEL, ORGAN_IDS, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
 from bundle.networks.alpnet import ALPNet, reduce_mask, upsample
 from bundle.transforms.slices import (
     chunks_by_position,
@@ -111,7 +112,8 @@ class VolumeInferer(Inferer):
 
         Returns:
             ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
-            It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs.
+            It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
+            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -120,11 +122,15 @@ class VolumeInferer(Inferer):
             raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
         meta = dict(getattr(inputs, "meta", {}))
         prototypes = self.prototypes(network, inputs.device, meta.get(SUPPORT))
-        scores = [
-            self._segment(volume, network, prototypes, None if label is None else label[item])
-            for item, volume in enumerate(inputs)
-        ]
+        scores, explained = zip(
+            *(
+                self._segment(volume, network, prototypes, None if label is None else label[item])
+                for item, volume in enumerate(inputs)
+            ),
+            strict=True,
+        )
         meta[ORGAN_IDS] = torch.tensor([list(prototypes)] * len(inputs))
+        meta[EXPLAINED] = torch.stack(explained)
         return MetaTensor(torch.stack(scores), meta=meta)
 
     def organ_ids(self) -> list[int]:
@@ -175,6 +181,8 @@ class VolumeInferer(Inferer):
                     self._remember(key, self._encode_scan(scan, network, device))
                 scans.append((False, self._encoded[key]))
         wanted = self.organs.values() if self.organs else sorted({organ for _, encoded in scans for organ in encoded})
+        if not wanted:
+            raise ValueError("none of the annotated scans shows an organ. Annotate one.")
         return {organ: self._pool(organ, scans, network) for organ in wanted}
 
     def _remembered(
@@ -243,20 +251,24 @@ class VolumeInferer(Inferer):
     @torch.no_grad()
     def _segment(
         self, volume: Tensor, network: ALPNet, prototypes: dict[int, OrganPrototypes], label: Tensor | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         depth = volume.shape[-1]
         plans = [self._plan(organ, prototype, depth, label) for organ, prototype in prototypes.items()]
         scores = torch.empty(len(plans), *volume.shape[1:], device=volume.device)
         plain = _plain(volume)
+        nearest: list[Tensor] = []
         for start in range(0, depth, self.slice_batch):
             images = to_network(plain[..., start : start + self.slice_batch])
             features = network.encoder(images)
+            body = F.interpolate(images[:, :1], size=features.shape[-2:], mode="area")[:, 0] > 0
+            best = features.new_zeros(body.shape)
             for channel, plan in enumerate(plans):
-                margins = [self._margin(network, query, plan[start + offset]) for offset, query in enumerate(features)]
-                scores[channel, ..., start : start + len(margins)] = (
-                    upsample(torch.stack(margins), images)[:, 0].movedim(0, -1).float()
-                )
-        return scores
+                logits = torch.stack([self._logits(network, q, plan[start + k]) for k, q in enumerate(features)])
+                margin = upsample(logits[:, 1:] - logits[:, :1], images)[:, 0]
+                scores[channel, ..., start : start + len(logits)] = margin.movedim(0, -1).float()
+                best = torch.maximum(best, logits.amax(dim=1))
+            nearest.append(best[body])
+        return scores, torch.cat(nearest).mean().float()[None]
 
     def _plan(
         self, organ: int, prototype: OrganPrototypes, depth: int, label: Tensor | None
@@ -271,12 +283,13 @@ class VolumeInferer(Inferer):
         chunks = chunks_of_extent(depth, first, last, self.chunks)
         return [prototype.chunks[chunk] if first <= z <= last else None for z, chunk in enumerate(chunks)]
 
-    def _margin(self, network: ALPNet, query: Tensor, prototypes: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return how far foreground leads over background, ``(1, h, w)``."""
+    def _logits(self, network: ALPNet, query: Tensor, prototypes: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the logits ``(2, h, w)`` of a slice; where the organ is not looked for, background leads by 1."""
         if prototypes is None:
-            return query.new_full((1, *query.shape[-2:]), -1.0)
-        background, foreground = network.score(query, *prototypes)
-        return (foreground - background)[None]
+            nothing = query.new_zeros(2, *query.shape[-2:])
+            nothing[0] = 1.0
+            return nothing
+        return network.score(query, *prototypes)
 
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:

@@ -29,3 +29,6 @@ SUPPORT = "support"
 
 NETWORK_LABEL = "network_label"
 """A predicted label map ``(1, H, W, Z)`` still on the network's grid, for pictures."""
+
+EXPLAINED = "explained"
+"""In the meta of scores: how similar the body is to its nearest prototypes, in logits, ``(1,)``."""

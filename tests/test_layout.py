@@ -28,6 +28,7 @@ ALLOWED = {
     "handlers": {"keys", "visuals"},
     "reports": {"keys", "transforms", "inferers", "visuals"},
     "checks": {"data"},
+    "monai_label": {"keys", "data", "inferers", "transforms"},
     "__main__": set(),
 }
 

@@ -47,6 +47,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         statistics_file: With ``"training_set"``, where the two numbers are written, for inference.
         channels: Copies of a slice, for encoders that want color.
         num_workers: Processes that compute superpixels; ``None`` means one a core.
+        more_data: Further scans; one that ``data`` has is not taken twice.
 
     Raises:
         ValueError: If there is no scan, no slice with a usable superpixel, or a setting is out of range.
@@ -67,11 +68,12 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         statistics_file: str | Path | None = None,
         channels: int = 3,
         num_workers: int | None = None,
+        more_data: Sequence[Scan] = (),
     ) -> None:
         _check_settings(shots=shots, id_rule=id_rule, min_area=min_area, statistics=statistics)
-        if len(data) == 0:
+        self.data = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in [*data, *more_data]}.values())
+        if not self.data:
             raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
-        self.data = list(data)
         self.transform = transform
         self.seed, self.shots, self.channels = seed, shots, channels
         self.augmentation = Augmentation() if augmentation is None else augmentation

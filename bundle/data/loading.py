@@ -62,10 +62,16 @@ class ScanDataset(Dataset[Any]):
     Args:
         data: The scans' files, or what finds them: it is called when the first scan is asked for.
         transform: What turns a scan's files into volumes.
+        enabled: If false, the data set is empty whatever ``data`` says.
     """
 
-    def __init__(self, data: Sequence[Scan] | Callable[[], Sequence[Scan]], transform: Callable[[Any], Any]) -> None:
-        self._data = data
+    def __init__(
+        self,
+        data: Sequence[Scan] | Callable[[], Sequence[Scan]],
+        transform: Callable[[Any], Any],
+        enabled: bool = True,
+    ) -> None:
+        self._data = data if enabled else []
         self.transform = transform
 
     @property

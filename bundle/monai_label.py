@@ -1,0 +1,323 @@
+"""MONAI Label: where a request finds its annotated scans, and what its answer tells.
+
+The stock ``monaibundle`` app runs this bundle's ``preprocessing``, ``inferer`` and ``postprocessing`` for each request
+(docs/monai_label.md). Outside of that server everything here stands aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import nibabel
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+from torch import Tensor
+
+from bundle.data.study import IMAGE_SUFFIXES, scan_name
+from bundle.inferers import VolumeInferer
+from bundle.keys import EXPLAINED, IMAGE, LABEL, SUPPORT
+from bundle.transforms.masks import organ_ids_of
+
+# The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
+try:
+    from fastapi import HTTPException
+    from monailabel.interfaces.utils.app import app_instance
+except ImportError:
+    HTTPException = app_instance = None
+
+Data = dict[Hashable, Any]
+
+METADATA = Path(__file__).resolve().parents[1] / "configs" / "metadata.json"
+FOUND = "support_scans"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A scan of the server with its label map.
+
+    Attributes:
+        image: The scan's file.
+        label: The label map's file.
+        names: Names of the values in the label map, as Slicer submits them; empty if it did not.
+    """
+
+    image: str
+    label: str
+    names: Mapping[int, str]
+
+
+class FindSupportd(MapTransform):
+    """Find the annotated scans of a request, before its image is loaded.
+
+    In this order: ``params.support`` of the request; a drawing on this very scan, sent with the request or submitted
+    before; the labels that were submitted for other scans. A drawing is a label map of few slices (``is_drawing``): a
+    finished label of the scan that is asked for is never used, or the answer would only repeat it.
+
+    Args:
+        keys: The image.
+        has_default: Whether the config names annotated scans to use if the server has none.
+        roots: Folders, besides the server's studies, that ``params.support`` may name files of.
+    """
+
+    def __init__(self, keys: KeysCollection, has_default: bool = False, roots: Sequence[str] = ()) -> None:
+        super().__init__(keys)
+        self.has_default = has_default
+        self.roots = [Path(root).resolve() for root in roots]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with the files of its support, if it is a request of the server.
+
+        Raises:
+            HTTPException: 409 with one sentence, if nothing is annotated yet or the request is wrong.
+        """
+        result = dict(data)
+        if "image_path" not in data:
+            return result
+        query = str(data["image_path"])
+        if data.get(SUPPORT):
+            result[FOUND] = self._named(data[SUPPORT])
+        else:
+            result[FOUND] = _drawn(query, data.get(LABEL)) + _submitted(query)
+        result.pop(LABEL, None)
+        result.pop(SUPPORT, None)
+        if not result[FOUND] and not self.has_default and submitted_annotations():
+            refuse(
+                "This is the only annotated scan, and it is finished. Ask for another scan, or annotate a second one."
+            )
+        if not result[FOUND] and not self.has_default:
+            refuse(
+                "No scan is annotated yet: label the organs in one scan and press Submit Label, "
+                "then all other scans can be segmented."
+            )
+        return result
+
+    def _named(self, support: Any) -> list[dict[str, Any]]:
+        entries = [support] if isinstance(support, Mapping) else support
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, Mapping) and {IMAGE, LABEL} <= set(entry) for entry in entries
+        ):
+            refuse("params.support must be a list of {image, label} with paths of files on the server.")
+        for entry in entries:
+            for key in (IMAGE, LABEL):
+                self._check_path(key, str(entry[key]))
+        return [{IMAGE: str(entry[IMAGE]), LABEL: str(entry[LABEL]), "ids": None} for entry in entries]
+
+    def _check_path(self, key: str, path: str) -> None:
+        studies = os.environ.get("MONAI_LABEL_STUDIES")
+        roots = self.roots + ([Path(studies).resolve()] if studies else [])
+        if not any(Path(path).resolve().is_relative_to(root) for root in roots):
+            refuse(f"params.support names the {key} {path}, which does not lie in the studies folder.")
+        if not Path(path).is_file():
+            refuse(f"params.support names the {key} {path}, which does not exist.")
+
+
+class CarrySupportd(MapTransform):
+    """Put what ``FindSupportd`` found into the image's meta, where the inferer sees it.
+
+    Args:
+        keys: The image, loaded.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with the support in its image's meta."""
+        result = dict(data)
+        if result.get(FOUND):
+            for key in self.key_iterator(data):
+                result[key] = MetaTensor(data[key], meta=dict(data[key].meta) | {SUPPORT: result[FOUND]})
+        return result
+
+
+class AnsweringInferer(VolumeInferer):
+    """``VolumeInferer`` whose complaints about a server's annotated scans reach the client as a sentence (HTTP 409)."""
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> MetaTensor:
+        """Score every organ; see ``VolumeInferer``."""
+        try:
+            return super().__call__(inputs, network, *args, **kwargs)
+        except ValueError as error:
+            if SUPPORT not in getattr(inputs, "meta", {}):
+                raise
+            refuse(f"An annotated scan cannot be used: {error}")
+
+
+class AnswerOfScoresd(MapTransform):
+    """Write what the answer's JSON tells to ``data["result"]``: the scans used and a confidence per organ.
+
+    Confidence is the mean probability of an organ's voxels, 0.5 to 1; ``None`` for an organ that was not found.
+    ``explained`` is how similar the scan's body is to its nearest prototypes, in logits: a scan with a low one is
+    unlike those that are annotated.
+
+    Args:
+        keys: Scores of ``VolumeInferer``, before they become a label map.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with the answer, if it is a request of the server."""
+        result = dict(data)
+        if "image_path" in data:
+            for key in self.key_iterator(data):
+                result["result"] = dict(data.get("result") or {}) | _answer(data[key], data.get(FOUND) or [])
+        return result
+
+
+def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = {organ: name for name, organ in known_organs().items()}
+    plain = convert_to_tensor(scores, track_meta=False)
+    best, channel = plain.max(dim=0)
+    confidence = {}
+    for number, organ in enumerate(organ_ids_of(scores)):
+        inside = (best > 0) & (channel == number)
+        found_any = bool(inside.any())
+        name = names.get(organ, f"organ_{organ}")
+        confidence[name] = round(float(best[inside].sigmoid().mean()), 4) if found_any else None
+    return {
+        "support_used": [scan_name(str(entry[IMAGE])) for entry in found],
+        "confidence": confidence,
+        "explained": round(float(scores.meta[EXPLAINED].flatten()[0]), 4),
+        "renamed": {names.get(v, str(v)): k for entry in found for k, v in (entry.get("renamed") or {}).items()},
+    }
+
+
+class AnswerOfLabeld(MapTransform):
+    """Write the voxels of each organ to ``data["result"]``.
+
+    Args:
+        keys: The label map, on the grid of the scan's file.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with the voxels in the answer, if it is a request of the server."""
+        result = dict(data)
+        answer = dict(data.get("result") or {})
+        if "image_path" in data:
+            organs = known_organs()
+            for key in self.key_iterator(data):
+                voxels = {
+                    name: int((data[key] == organs[name]).sum()) for name in answer["confidence"] if name in organs
+                }
+                result["result"] = answer | {"voxels": voxels}
+        return result
+
+
+def known_organs() -> dict[str, int]:
+    """Return the names and ids of the organs that the server offers, from the metadata."""
+    channels = json.loads(METADATA.read_text())["network_data_format"]["outputs"]["pred"]["channel_def"]
+    return {name.lower(): int(organ) for organ, name in channels.items() if name.lower() != "background"}
+
+
+def is_drawing(label: np.ndarray) -> bool:
+    """Tell whether a label map is a drawing on single slices, and no finished label of a scan.
+
+    It is one if at most three slices are annotated along some axis, or fewer slices than there are gaps between them.
+
+    Args:
+        label: Organ ids, three axes.
+    """
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        slices = np.flatnonzero((label != 0).any(axis=others))
+        if len(slices) and (len(slices) <= 3 or 2 * len(slices) <= slices[-1] - slices[0] + 1):
+            return True
+    return False
+
+
+def _drawn(query: str, sent: Any) -> list[dict[str, Any]]:
+    """Return the drawing on this very scan: what came with the request, or else what was submitted for it."""
+    own = [a for a in submitted_annotations() if Path(a.image).exists() and Path(a.image).samefile(query)]
+    drawings = [Annotation(query, str(sent), {})] if sent else own
+    return [
+        _entry(drawing, submitted_annotations()) | {"partial": True}
+        for drawing in drawings
+        if is_drawing(_label_array(drawing.label))
+    ]
+
+
+def _label_array(path: str) -> np.ndarray:
+    try:
+        return np.squeeze(np.asarray(cast("nibabel.Nifti1Image", nibabel.load(path)).dataobj))
+    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError):
+        # Other formats are read where all support is; whether it is a drawing is not known before.
+        return np.zeros((1, 1, 1))
+
+
+def _submitted(query: str) -> list[dict[str, Any]]:
+    """Return the annotated scans but the query."""
+    known = submitted_annotations()
+    return [_entry(a, known) for a in known if not (Path(a.image).exists() and Path(a.image).samefile(query))]
+
+
+def _entry(annotation: Annotation, known: Sequence[Annotation]) -> dict[str, Any]:
+    """Describe an annotated scan to the inferer: names in its label info go before the values in its file."""
+    if not annotation.names:
+        return {IMAGE: annotation.image, LABEL: annotation.label, "ids": None}
+    organs = known_organs() | spare_organs(known)
+    ids = {str(value): organs[name] for value, name in annotation.names.items() if name in organs}
+    spare = {name: organ for name, organ in spare_organs(known).items() if name in annotation.names.values()}
+    return {IMAGE: annotation.image, LABEL: annotation.label, "ids": ids, "renamed": spare}
+
+
+def spare_organs(annotations: Sequence[Annotation]) -> dict[str, int]:
+    """Give the metadata's spare entries (``structure_1`` ...) to names that it does not have, in alphabetical order."""
+    organs = known_organs()
+    invented = sorted({name for a in annotations for name in a.names.values()} - set(organs) - {"background"})
+    spare = [organ for name, organ in organs.items() if name.startswith("structure_")]
+    return dict(zip(invented, spare, strict=False))
+
+
+def submitted_annotations() -> list[Annotation]:
+    """Return the finished labels that the server's datastore holds, by name of their scan."""
+    if app_instance is not None:
+        store = app_instance().datastore()
+        found = []
+        for image_id in sorted(store.get_labeled_images("final")):
+            info = (store.get_label_info(image_id, "final") or {}).get("label_info") or []
+            names = {int(item["idx"]): str(item["name"]).lower() for item in info if "idx" in item and "name" in item}
+            label = str(store.get_label_uri(image_id, "final"))
+            if Path(label).is_file():
+                found.append(Annotation(str(store.get_image_uri(image_id)), label, names))
+        return found
+    studies = os.environ.get("MONAI_LABEL_STUDIES")
+    return _labels_of_folder(Path(studies)) if studies else []
+
+
+def _labels_of_folder(studies: Path) -> list[Annotation]:
+    labels = {scan_name(path): path for path in (studies / "labels" / "final").glob("*") if path.is_file()}
+    images = {scan_name(path): path for path in _scans_of_folder(studies)}
+    return [Annotation(str(images[name]), str(labels[name]), {}) for name in sorted(set(images) & set(labels))]
+
+
+def _scans_of_folder(studies: Path) -> list[Path]:
+    return sorted(path for path in studies.glob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def unlabeled_scans() -> list[dict[str, str]]:
+    """Return every scan of the server's studies, for training: it hands over the annotated ones only."""
+    studies = os.environ.get("MONAI_LABEL_STUDIES")
+    return [{IMAGE: str(path)} for path in _scans_of_folder(Path(studies))] if studies else []
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Answer a request with a sentence that a person understands, as HTTP 409.
+
+    Raises:
+        HTTPException: In the server.
+        ValueError: Elsewhere.
+    """
+    raise ValueError(sentence) if HTTPException is None else HTTPException(status_code=409, detail=sentence)

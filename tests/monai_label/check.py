@@ -1,0 +1,302 @@
+"""Go the annotator's road against a real MONAI Label server on 127.0.0.1, and say what holds.
+
+    python check.py [--data <folder with images/ and labels/>] [--quick]
+
+Run it with the interpreter of ``environment.sh``. Without ``--data`` the scans are phantoms. Exit code 1 if a claim
+does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nrrd
+import numpy as np
+import requests
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+MODEL = "alpnet"
+failures: list[str] = []
+
+
+def claim(text: str, holds: bool, measured: Any = "") -> None:
+    print(f"{'ok  ' if holds else 'FAIL'}  {text}  {measured}", flush=True)
+    if not holds:
+        failures.append(text)
+
+
+def dice(one: np.ndarray, other: np.ndarray, ids: list[int]) -> float:
+    return float(
+        np.mean([2 * ((one == i) & (other == i)).sum() / ((one == i).sum() + (other == i).sum()) for i in ids])
+    )
+
+
+class Server:
+    """The stock app with this bundle in it, and the few calls that Slicer makes."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.studies = work, work / "studies"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    def start(self) -> float:
+        command = [sys.executable, "-m", "monailabel.main"]
+        subprocess.run(
+            [*command, "apps", "--download", "--name", "monaibundle", "--output", "apps"],
+            cwd=self.work, env=self.env, check=True, capture_output=True,
+        )  # fmt: skip
+        bundle = self.work / "apps" / "monaibundle" / "model" / MODEL
+        for part in ("bundle", "configs", "models", "docs"):
+            shutil.copytree(ROOT / part, bundle / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "LICENSE", bundle)
+        log = (self.work / "server.log").open("w")
+        self.process = subprocess.Popen(
+            [*command, "start_server", "--app", "apps/monaibundle", "--studies", "studies", "--host", "127.0.0.1",
+             "--port", self.url.rsplit(":", 1)[1], "--conf", "models", MODEL, "--conf", "zoo_source", "local",
+             "--conf", "sam2", "false"],
+            cwd=self.work, env=self.env, stdout=log, stderr=log,
+        )  # fmt: skip
+        begin = time.monotonic()
+        while time.monotonic() - begin < 120 and self.process.poll() is None:
+            try:
+                if requests.get(f"{self.url}/info/", timeout=30).ok:
+                    break
+            except requests.ConnectionError:
+                time.sleep(0.5)
+        return time.monotonic() - begin
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=60)
+
+    def infer(self, image: str, output: str = "json", label: Path | None = None, **params: Any) -> requests.Response:
+        files = {"label": label.open("rb")} if label else None
+        return requests.post(
+            f"{self.url}/infer/{MODEL}", params={"image": image, "output": output},
+            data={"params": json.dumps(params)}, files=files, timeout=600,
+        )  # fmt: skip
+
+    def submit(self, image: str, label: Path, names: list[str] | None = None) -> requests.Response:
+        info = {"label_info": [{"name": name, "idx": idx} for idx, name in enumerate(names or [], start=1)]}
+        return requests.put(
+            f"{self.url}/datastore/label", params={"image": image, "tag": "final"},
+            data={"params": json.dumps(info)}, files={"label": label.open("rb")}, timeout=60,
+        )  # fmt: skip
+
+    def delete_label(self, image: str) -> requests.Response:
+        return requests.delete(f"{self.url}/datastore/label", params={"id": image, "tag": "final"}, timeout=60)
+
+
+def lay_out(data: Path | None, work: Path) -> tuple[dict[str, Path], list[str]]:
+    """Put five scans into the studies folder; return their true labels by name and the organs' names."""
+    if data is None:
+        from bundle.data.phantoms import write_phantom_study
+
+        data = write_phantom_study(work / "phantom", unlabeled=0, labeled=5, size=(128, 128, 16))
+        organs = ["liver", "kidneys", "spleen"]
+    else:
+        organs = ["liver", "right_kidney", "left_kidney", "spleen"]
+    (work / "studies").mkdir()
+    images = sorted((data / "images").glob("*.nii.gz"))
+    truths = {}
+    for path in (images[4], *images[:4]):  # the support first: patient 8 of CHAOS
+        name = path.name.replace(".nii.gz", "").replace("_", " ")
+        shutil.copy(path, work / "studies" / f"{name}.nii.gz")
+        truths[name] = data / "labels" / path.name
+    return truths, organs
+
+
+def read(response: requests.Response, folder: Path, suffix: str = ".nii.gz") -> Path:
+    path = folder / f"answer{suffix}"
+    path.write_bytes(response.content)
+    return path
+
+
+def voxels_of(path: Path) -> np.ndarray:
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def check_support(server: Server, truths: dict[str, Path], organs: list[str]) -> dict[str, float]:
+    first, *others = truths
+    ids = list(range(1, len(organs) + 1))
+    answer = server.infer(others[0])
+    claim("no support yet is a sentence, HTTP 409", answer.status_code == 409 and "annotated" in answer.text)
+
+    claim("one label is submitted", server.submit(first, truths[first], organs).ok)
+    begin = time.monotonic()
+    answer = server.infer(others[0])
+    cold = time.monotonic() - begin
+    begin = time.monotonic()
+    server.infer(others[0])
+    claim("another scan is segmented at once", answer.ok, f"first {cold:.1f} s, then {time.monotonic() - begin:.1f} s")
+    body = answer.json()
+    claim("the answer names the scans that were used", body.get("support_used") == [first])
+    claim("and voxels and a confidence for each organ", set(body["voxels"]) == set(body["confidence"]) != set())
+
+    scores = {}
+    names = {**{name: i for i, name in enumerate(server_labels(server), 1)}}
+    for name in others:
+        mask = read(server.infer(name, "image"), server.work)
+        image, scan = nibabel.load(mask), nibabel.load(server.studies / f"{name}.nii.gz")
+        same = image.shape == scan.shape and np.allclose(image.affine, scan.affine, atol=1e-3)
+        claim(f"the mask of {name} lies on its scan", same, image.get_data_dtype())
+        found, truth = voxels_of(mask), voxels_of(truths[name])
+        renamed = {v: k for k, v in body["renamed"].items()}
+        by_truth = np.zeros_like(truth)
+        for organ, name_of_organ in zip(ids, organs, strict=True):
+            by_truth[found == names[renamed.get(name_of_organ, name_of_organ)]] = organ
+        scores[name] = dice(by_truth, truth, ids)
+    claim("Dice is far above chance", np.mean(list(scores.values())) > 0.2, {k: round(v, 3) for k, v in scores.items()})
+
+    slicer = server.infer(others[0], "image", result_extension=".nrrd", result_dtype="uint8")
+    values, _ = nrrd.read(str(read(slicer, server.work, ".nrrd")))
+    claim("Slicer's .nrrd in uint8 holds the same", values.dtype == np.uint8 and np.array_equal(
+        values, voxels_of(read(server.infer(others[0], "image"), server.work))
+    ))  # fmt: skip
+    claim("the only finished scan is not its own support", server.infer(first).status_code == 409)
+    return scores
+
+
+def server_labels(server: Server) -> list[str]:
+    labels = requests.get(f"{server.url}/info/", timeout=30).json()["models"][MODEL]["labels"]
+    return sorted(labels, key=labels.get)
+
+
+def check_corrections(server: Server, truths: dict[str, Path], organs: list[str]) -> None:
+    first, second, third, *_ = truths
+    claim("a corrected scan joins the support", server.submit(second, truths[second], organs).ok and set(
+        server.infer(third).json()["support_used"]
+    ) == {first, second})  # fmt: skip
+    claim("a deleted label leaves it", server.delete_label(second).ok and server.infer(third).json()[
+        "support_used"
+    ] == [first])  # fmt: skip
+
+    drawing = nibabel.load(truths[third])
+    values = np.asarray(drawing.dataobj).copy()
+    middle = int(np.argmax((values == 1).sum(axis=(0, 1))))
+    values[..., np.arange(values.shape[-1]) != middle] = 0
+    path = server.work / "drawing.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, drawing.affine), path)
+    answer = server.infer(third, label=path)
+    claim("a drawing on one slice, sent along, is support", answer.ok and answer.json()["support_used"][0] == third)
+    server.submit(third, path, organs)
+    answer = server.infer(third)
+    claim("a drawing on one slice, submitted, is support", answer.ok and answer.json()["support_used"][0] == third)
+    server.delete_label(third)
+
+
+def check_refusals(server: Server, truths: dict[str, Path]) -> None:
+    second = list(truths)[1]
+    entry = {"image": "/etc/hostname", "label": "/etc/hostname"}
+    for text, support in (("a path outside the studies", [entry]), ("a wrong parameter", "first")):
+        answer = server.infer(second, support=support)
+        claim(f"{text} is a sentence, HTTP 409", answer.status_code == 409 and "params.support" in answer.text)
+    broken = server.work / "broken.nii.gz"
+    broken.write_bytes(next(iter(truths.values())).read_bytes()[:500])
+    server.submit(second, broken)
+    answer = server.infer(list(truths)[2])
+    claim(
+        "an unreadable label is named, HTTP 409", answer.status_code == 409 and second in answer.text, answer.text[:160]
+    )
+    server.delete_label(second)
+    claim("and gone with the label", server.infer(list(truths)[2]).ok)
+    config = requests.get(f"{server.url}/info/", timeout=30).json()["models"][MODEL]["config"]
+    claim("nothing of the client's is evaluated as config", set(config) <= {"device", "model_filename"}, list(config))
+
+
+def check_same_as_command(server: Server, truths: dict[str, Path]) -> None:
+    first, second, *_ = truths
+    words = {
+        "dataset_dir": server.work / "one",
+        "support_image": server.studies / f"{first}.nii.gz",
+        "support_label": truths[first],
+        "output_dir": server.work / "command",
+    }
+    (server.work / "one").mkdir()
+    shutil.copy(server.studies / f"{second}.nii.gz", server.work / "one")
+    subprocess.run(
+        [sys.executable, "-m", "bundle", "inference", *(f"--{key}={value}" for key, value in words.items())],
+        cwd=ROOT, env=server.env, check=True, capture_output=True,
+    )  # fmt: skip
+    command = voxels_of(server.work / "command" / "masks" / f"{second}.nii.gz")
+    support = [
+        {
+            "image": str(server.studies / f"{first}.nii.gz"),
+            "label": str(server.studies / "labels/final" / f"{first}.nii.gz"),
+        }
+    ]
+    served = voxels_of(read(server.infer(second, "image", support=support), server.work))
+    same = float((command == served).mean())
+    claim("the server's mask equals that of configs/inference.yaml", same == 1.0, f"{same:.6f} of the voxels")
+
+
+def check_batch_and_training(server: Server, truths: dict[str, Path]) -> None:
+    begin = time.monotonic()
+    answer = requests.post(
+        f"{server.url}/batch/infer/{MODEL}", params={"images": "unlabeled", "run_sync": True},
+        json={"multi_gpu": False}, timeout=900,
+    )  # fmt: skip
+    made = sorted(p.name for p in (server.studies / "labels" / "original").glob("*"))
+    claim("batch inference segments all the rest", answer.ok and len(made) == len(truths) - 1,
+          f"{len(made)} scans, {time.monotonic() - begin:.0f} s")  # fmt: skip
+
+    weights = server.work / "apps" / "monaibundle" / "model" / MODEL / "models" / "model.pt"
+    before, begin = weights.read_bytes(), time.monotonic()
+    answer = requests.post(
+        f"{server.url}/train/{MODEL}", params={"run_sync": True},
+        json={"max_epochs": 1, "multi_gpu": False, "run_id": ""}, timeout=900,
+    )  # fmt: skip
+    claim("training from the app ends with new weights", answer.ok and weights.read_bytes() != before,
+          f"100 steps on {len(truths)} unlabeled scans, {time.monotonic() - begin:.0f} s")  # fmt: skip
+    log = json.dumps(answer.json())
+    claim("its log shows progress", "training:" in log and "loss=" in log)
+    claim("the new weights are used", server.infer(list(truths)[1]).ok and "Reload model" in (
+        server.work / "server.log"
+    ).read_text())  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder with images/ and labels/; default: phantoms")
+    parser.add_argument("--quick", action="store_true", help="leave batch inference and training out")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        truths, organs = lay_out(arguments.data, work)
+        server = Server(work)
+        claim("the server starts", (seconds := server.start()) < 110, f"{seconds:.0f} s")
+        try:
+            claim("the model and its labels are listed", server_labels(server)[:1] == ["liver"])
+            check_support(server, truths, organs)
+            check_same_as_command(server, truths)
+            check_corrections(server, truths, organs)
+            check_refusals(server, truths)
+            if not arguments.quick:
+                check_batch_and_training(server, truths)
+            claim("the server stops cleanly", server.stop() == 0)
+        finally:
+            server.process.kill()
+            if failures:
+                print((work / "server.log").read_text()[-6000:])
+    print(f"{len(failures)} claims failed" if failures else "all claims hold")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
