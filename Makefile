@@ -1,13 +1,15 @@
 # Two commands, each doing its own set-up on a machine that has python3 (3.10 or newer) and make:
 #   make train    learn on a phantom study and segment patients it has not seen
 #   make test     lint, types, tests
+# And, for MONAI Label (a second environment, about 2 GB):
+#   make test-monai-label
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test clean
+.PHONY: train test test-monai-label clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version'
@@ -24,5 +26,9 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-fail-under=95
 
+test-monai-label:
+	bash tests/monai_label/environment.sh $(VENV)-monai-label
+	$(VENV)-monai-label/bin/python tests/monai_label/check.py
+
 clean:
-	rm -rf $(VENV) eval .coverage .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-monai-label eval .coverage .pytest_cache .mypy_cache .ruff_cache *.egg-info

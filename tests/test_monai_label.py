@@ -1,0 +1,255 @@
+"""Tests of ``bundle.monai_label`` without its server; ``tests/monai_label/check.py`` goes the road with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+import bundle.monai_label as served
+from bundle.monai_label import (
+    Annotation,
+    AnsweringInferer,
+    AnswerOfLabeld,
+    AnswerOfScoresd,
+    CarrySupportd,
+    FindSupportd,
+    is_drawing,
+    known_organs,
+    spare_organs,
+    submitted_annotations,
+    unlabeled_scans,
+)
+
+
+def write(path: Path, volume: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(volume.astype(np.int16), np.eye(4)), path)
+    return path
+
+
+def finished() -> np.ndarray:
+    label = np.zeros((12, 10, 9))
+    label[2:9, 2:7, 1:8] = 1
+    return label
+
+
+def drawn(z: int = 4) -> np.ndarray:
+    label = np.zeros((12, 10, 9))
+    label[2:9, 2:7, z] = 2
+    return label
+
+
+@pytest.fixture
+def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A studies folder with the scans a, b and c, as the server's processes find it in their environment."""
+    for name in ("a", "b", "c"):
+        write(tmp_path / "studies" / f"{name}.nii.gz", np.ones((12, 10, 9)))
+    monkeypatch.setenv("MONAI_LABEL_STUDIES", str(tmp_path / "studies"))
+    monkeypatch.setattr(served, "app_instance", None)
+    monkeypatch.setattr(served, "HTTPException", None)
+    return tmp_path / "studies"
+
+
+def submit(studies: Path, name: str, label: np.ndarray) -> Path:
+    return write(studies / "labels" / "final" / f"{name}.nii.gz", label)
+
+
+def ask(studies: Path, name: str, **request: Any) -> list[dict[str, Any]]:
+    path = str(studies / f"{name}.nii.gz")
+    return FindSupportd("image")({"image": path, "image_path": path, **request})["support_scans"]
+
+
+def names(found: list[dict[str, Any]]) -> list[str]:
+    return [Path(entry["image"]).name.split(".")[0] for entry in found]
+
+
+def test_outside_of_the_server_nothing_is_looked_for(studies: Path) -> None:
+    data = {"image": "a.nii.gz"}
+    assert FindSupportd("image")(data) == data
+    image = MetaTensor(torch.zeros(1, 2, 2, 2))
+    assert "support" not in CarrySupportd("image")({"image": image})["image"].meta
+
+
+def test_all_other_submitted_labels_are_support(studies: Path) -> None:
+    for name in ("a", "b"):
+        submit(studies, name, finished())
+    assert names(ask(studies, "c")) == ["a", "b"]
+
+
+def test_a_finished_label_of_the_scan_itself_is_never_its_support(studies: Path) -> None:
+    for name in ("a", "b"):
+        submit(studies, name, finished())
+    assert names(ask(studies, "a")) == ["b"]
+
+
+def test_a_drawing_on_the_scan_itself_comes_first(studies: Path) -> None:
+    submit(studies, "a", drawn())
+    submit(studies, "b", finished())
+    found = ask(studies, "a")
+    assert names(found) == ["a", "b"]
+    assert [entry.get("partial") for entry in found] == [True, None]
+
+
+def test_a_drawing_that_came_with_the_request_goes_before_a_submitted_one(studies: Path, tmp_path: Path) -> None:
+    submit(studies, "a", drawn())
+    sent = write(tmp_path / "sent.nii.gz", drawn(z=6))
+    assert [entry["label"] for entry in ask(studies, "a", label=str(sent))] == [str(sent)]
+
+
+def test_what_the_request_names_goes_before_all(studies: Path) -> None:
+    label = submit(studies, "a", finished())
+    submit(studies, "b", finished())
+    entry = {"image": str(studies / "a.nii.gz"), "label": str(label)}
+    assert names(ask(studies, "c", support=[entry])) == names(ask(studies, "c", support=entry)) == ["a"]
+
+
+def test_without_any_label_the_answer_says_what_to_do(studies: Path) -> None:
+    with pytest.raises(ValueError, match="No scan is annotated yet: label the organs in one scan"):
+        ask(studies, "a")
+
+
+def test_the_only_finished_scan_is_told_to_ask_for_another(studies: Path) -> None:
+    submit(studies, "a", finished())
+    with pytest.raises(ValueError, match="only annotated scan, and it is finished"):
+        ask(studies, "a")
+
+
+def test_a_support_of_the_config_serves_where_nothing_is_submitted(studies: Path) -> None:
+    path = str(studies / "a.nii.gz")
+    assert FindSupportd("image", has_default=True)({"image": path, "image_path": path})["support_scans"] == []
+
+
+@pytest.mark.parametrize(
+    ("support", "message"),
+    [
+        ("a", "must be a list of {image, label}"),
+        ([{"image": "a.nii.gz"}], "must be a list of {image, label}"),
+        ([{"image": "/etc/hostname", "label": "/etc/hostname"}], "does not lie in the studies folder"),
+        ([{"image": "{studies}/../x.nii.gz", "label": "{studies}/a.nii.gz"}], "does not lie in the studies folder"),
+        ([{"image": "{studies}/none.nii.gz", "label": "{studies}/a.nii.gz"}], "none.nii.gz, which does not exist"),
+    ],
+)
+def test_a_wrong_support_of_the_request_is_refused(studies: Path, support: Any, message: str) -> None:
+    support = json.loads(json.dumps(support).replace("{studies}", str(studies)))
+    with pytest.raises(ValueError, match=message):
+        ask(studies, "a", support=support)
+
+
+def test_a_further_root_may_be_allowed(studies: Path, tmp_path: Path) -> None:
+    image = write(tmp_path / "shared" / "x.nii.gz", np.ones((12, 10, 9)))
+    path = str(studies / "a.nii.gz")
+    data = {"image": path, "image_path": path, "support": [{"image": str(image), "label": str(image)}]}
+    assert len(FindSupportd("image", roots=[str(tmp_path / "shared")])(data)["support_scans"]) == 1
+
+
+def test_in_the_server_a_refusal_is_http_409(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ServerError(Exception):
+        def __init__(self, status_code: int, detail: str) -> None:
+            super().__init__(f"{status_code} {detail}")
+
+    monkeypatch.setattr(served, "HTTPException", ServerError)
+    with pytest.raises(ServerError, match="409 No scan is annotated yet"):
+        ask(studies, "a")
+
+
+@pytest.mark.parametrize(
+    ("slices", "expected"),
+    [([4], True), ([1, 4, 8], True), ([0, 8], True), (range(1, 8), False), ([0, 1, 2, 3, 4, 5, 8], False)],
+)
+def test_a_drawing_has_few_slices_or_more_gaps_than_slices(slices: Any, expected: bool) -> None:
+    label = np.zeros((12, 10, 9))
+    label[2:9, 2:7, list(slices)] = 1
+    assert is_drawing(label) is expected
+
+
+def test_an_empty_label_is_no_drawing() -> None:
+    assert not is_drawing(np.zeros((4, 4, 4)))
+
+
+class Store:
+    """The calls of a datastore that are used."""
+
+    def __init__(self, studies: Path, infos: dict[str, Any]) -> None:
+        self.studies, self.infos = studies, infos
+
+    def get_labeled_images(self, tag: str) -> list[str]:
+        return list(self.infos)
+
+    def get_label_info(self, image: str, tag: str) -> Any:
+        return self.infos[image]
+
+    def get_label_uri(self, image: str, tag: str) -> str:
+        return str(self.studies / "labels" / "final" / f"{image}.nii.gz")
+
+    def get_image_uri(self, image: str) -> str:
+        return str(self.studies / f"{image}.nii.gz")
+
+
+@pytest.fixture
+def store(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A datastore in which Slicer named the segments of b, and of a nothing is known."""
+    for name in ("a", "b"):
+        submit(studies, name, finished())
+    info = {"label_info": [{"name": "Tumor", "idx": 1}, {"name": "Spleen", "idx": 2}]}
+    made = Store(studies, {"b": info, "a": {}, "gone": {}})
+    app = type("App", (), {"datastore": lambda self: made})()
+    monkeypatch.setattr(served, "app_instance", lambda: app)
+    return made
+
+
+def test_names_of_segments_go_before_the_values_of_the_file(studies: Path, store: Store) -> None:
+    found = {names([entry])[0]: entry for entry in ask(studies, "c")}
+    assert found["a"]["ids"] is None
+    assert found["b"]["ids"] == {"1": known_organs()["structure_1"], "2": known_organs()["spleen"]}
+    assert found["b"]["renamed"] == {"tumor": known_organs()["structure_1"]}
+
+
+def test_a_label_whose_file_is_gone_is_no_annotation(store: Store) -> None:
+    assert [Path(a.image).name for a in submitted_annotations()] == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_invented_names_take_the_spare_entries_in_alphabetical_order() -> None:
+    annotations = [Annotation("", "", {1: "zone", 2: "liver"}), Annotation("", "", {1: "cyst"})]
+    assert spare_organs(annotations) == {"cyst": 5, "zone": 6}
+
+
+def test_all_scans_of_the_studies_train(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [Path(scan["image"]).name for scan in unlabeled_scans()] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    monkeypatch.delenv("MONAI_LABEL_STUDIES")
+    assert unlabeled_scans() == []
+    assert submitted_annotations() == []
+
+
+def test_the_support_travels_in_the_images_meta() -> None:
+    data = {"image": MetaTensor(torch.zeros(1, 2, 2, 2)), "support_scans": [{"image": "a"}]}
+    assert CarrySupportd("image")(data)["image"].meta["support"] == [{"image": "a"}]
+
+
+def test_the_answer_tells_scans_confidence_and_voxels() -> None:
+    scores = torch.full((2, 1, 1, 3), -1.0)
+    scores[0, 0, 0, :2] = 2.0
+    meta = {"organ_ids": torch.tensor([[4, 1]]), "explained": torch.tensor([[12.0]])}
+    data = {"pred": MetaTensor(scores, meta=meta), "image_path": "q", "support_scans": [{"image": "/x/a b.nii.gz"}]}
+    answer = AnswerOfScoresd("pred")(data)
+    assert answer["result"]["support_used"] == ["a b"]
+    assert answer["result"]["confidence"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
+    answer["pred"] = torch.tensor([4, 4, 0])
+    assert AnswerOfLabeld("pred")(answer)["result"]["voxels"] == {"spleen": 2, "liver": 0}
+
+
+def test_what_is_wrong_with_a_submitted_label_reaches_the_client() -> None:
+    class Broken:
+        def read(self, files: Any) -> Any:
+            raise ValueError("the label map is empty")
+
+    entry = {"image": __file__, "label": __file__}
+    query = MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta={"support": [entry]})
+    with pytest.raises(ValueError, match="An annotated scan cannot be used: the label map is empty"):
+        AnsweringInferer(Broken())(query, torch.nn.Identity())
