@@ -168,9 +168,7 @@ class VolumeInferer(Inferer):
                 in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated. An
                 organ that a partial one shows is taken from partial ones alone.
         """
-        version = tuple(
-            (t.data_ptr(), t._version) for tensors in (network.parameters(), network.buffers()) for t in tensors
-        )
+        version = self.version_of(network)
         scans: list[tuple[bool, dict[int, EncodedOrgan]]] = []
         if files:
             scans = [(bool(f.get("partial")), self._remembered(f, version, network, device)) for f in files]
@@ -184,6 +182,12 @@ class VolumeInferer(Inferer):
         if not wanted:
             raise ValueError("none of the annotated scans shows an organ. Annotate one.")
         return {organ: self._pool(organ, scans, network) for organ in wanted}
+
+    @staticmethod
+    def version_of(network: ALPNet) -> Hashable:
+        """Return what changes whenever a weight of the network does."""
+        tensors = [*network.parameters(), *network.buffers()]
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
     def _remembered(
         self, files: Mapping[str, Any], version: Hashable, network: ALPNet, device: torch.device

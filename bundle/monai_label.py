@@ -15,15 +15,18 @@ from typing import Any, NoReturn, cast
 
 import nibabel
 import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
+from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
 from bundle.inferers import VolumeInferer
-from bundle.keys import EXPLAINED, IMAGE, LABEL, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
+from bundle.next_scan import describe_scan, rank_scans
 from bundle.transforms.masks import organ_ids_of
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
@@ -37,6 +40,7 @@ Data = dict[Hashable, Any]
 
 METADATA = Path(__file__).resolve().parents[1] / "configs" / "metadata.json"
 FOUND = "support_scans"
+NEXT = "next_scan"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class FindSupportd(MapTransform):
         if "image_path" not in data:
             return result
         query = str(data["image_path"])
+        if data.get(NEXT):
+            result[NEXT] = {"scans": _all_scans(), "annotated": [a.image for a in submitted_annotations()]}
+            return result
         if data.get(SUPPORT):
             result[FOUND] = self._named(data[SUPPORT])
         else:
@@ -132,23 +139,57 @@ class CarrySupportd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with the support in its image's meta."""
         result = dict(data)
-        if result.get(FOUND):
+        carried = {key: value for key, value in ((SUPPORT, result.get(FOUND)), (NEXT, result.get(NEXT))) if value}
+        if carried:
             for key in self.key_iterator(data):
-                result[key] = MetaTensor(data[key], meta=dict(data[key].meta) | {SUPPORT: result[FOUND]})
+                result[key] = MetaTensor(data[key], meta=dict(data[key].meta) | carried)
         return result
 
 
 class AnsweringInferer(VolumeInferer):
-    """``VolumeInferer`` whose complaints about a server's annotated scans reach the client as a sentence (HTTP 409)."""
+    """``VolumeInferer`` whose complaints about a server's annotated scans reach the client as a sentence (HTTP 409).
+
+    A request with ``params.next_scan`` is answered with a ranking of the scans to annotate next, and an empty mask.
+
+    Args:
+        *args: As of ``VolumeInferer``.
+        reader: A ``ScanDataset`` that reads scans without labels, for the ranking.
+        **kwargs: As of ``VolumeInferer``.
+    """
+
+    def __init__(self, *args: Any, reader: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reader = reader
+        self._described: dict[Hashable, Tensor] = {}
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> MetaTensor:
         """Score every organ; see ``VolumeInferer``."""
+        meta = dict(getattr(inputs, "meta", {}))
+        if meta.get(NEXT):
+            meta[NEXT] = self._rank(network, inputs.device, **meta[NEXT])
+            return MetaTensor(torch.full_like(_plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
         try:
             return super().__call__(inputs, network, *args, **kwargs)
         except ValueError as error:
             if SUPPORT not in getattr(inputs, "meta", {}):
                 raise
             refuse(f"An annotated scan cannot be used: {error}")
+
+    def _rank(
+        self, network: Any, device: torch.device, scans: Sequence[str], annotated: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Rank the scans that are not annotated; a scan is described once, until its file or the weights change."""
+        version = self.version_of(network)
+        described = {}
+        for path in tqdm(scans, desc="describing scans", unit="scan"):
+            key = (path, os.stat(path).st_mtime_ns, version)
+            if key not in self._described:
+                volume = _plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
+                self._described[key] = describe_scan(volume, network.encoder, slice_batch=self.slice_batch)
+            described[path] = self._described[key]
+        self._described = {key: value for key, value in self._described.items() if key[2] == version}  # type: ignore[index]
+        known = [path for path in described if any(Path(path).samefile(other) for other in annotated)]
+        return [{"scan": scan_name(path), "score": round(s, 4)} for path, s in rank_scans(described, known)]
 
 
 class AnswerOfScoresd(MapTransform):
@@ -170,13 +211,15 @@ class AnswerOfScoresd(MapTransform):
         result = dict(data)
         if "image_path" in data:
             for key in self.key_iterator(data):
-                result["result"] = dict(data.get("result") or {}) | _answer(data[key], data.get(FOUND) or [])
+                ranking = data[key].meta.get(NEXT)
+                answer = _answer(data[key], data.get(FOUND) or []) if ranking is None else {NEXT: ranking}
+                result["result"] = dict(data.get("result") or {}) | answer
         return result
 
 
 def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = {organ: name for name, organ in known_organs().items()}
-    plain = convert_to_tensor(scores, track_meta=False)
+    plain = _plain(scores)
     best, channel = plain.max(dim=0)
     confidence = {}
     for number, organ in enumerate(organ_ids_of(scores)):
@@ -210,7 +253,9 @@ class AnswerOfLabeld(MapTransform):
             organs = known_organs()
             for key in self.key_iterator(data):
                 voxels = {
-                    name: int((data[key] == organs[name]).sum()) for name in answer["confidence"] if name in organs
+                    name: int((data[key] == organs[name]).sum())
+                    for name in answer.get("confidence", {})
+                    if name in organs
                 }
                 result["result"] = answer | {"voxels": voxels}
         return result
@@ -307,10 +352,22 @@ def _scans_of_folder(studies: Path) -> list[Path]:
     return sorted(path for path in studies.glob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
 
 
+def _all_scans() -> list[str]:
+    """Return every scan of the server."""
+    if app_instance is not None:
+        store = app_instance().datastore()
+        return [str(store.get_image_uri(image_id)) for image_id in sorted(store.list_images())]
+    return [scan[IMAGE] for scan in unlabeled_scans()]
+
+
 def unlabeled_scans() -> list[dict[str, str]]:
     """Return every scan of the server's studies, for training: it hands over the annotated ones only."""
     studies = os.environ.get("MONAI_LABEL_STUDIES")
     return [{IMAGE: str(path)} for path in _scans_of_folder(Path(studies))] if studies else []
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return cast(Tensor, convert_to_tensor(tensor, track_meta=False))
 
 
 def refuse(sentence: str) -> NoReturn:

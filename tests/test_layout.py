@@ -28,7 +28,8 @@ ALLOWED = {
     "handlers": {"keys", "visuals"},
     "reports": {"keys", "transforms", "inferers", "visuals"},
     "checks": {"data"},
-    "monai_label": {"keys", "data", "inferers", "transforms"},
+    "next_scan": {"transforms"},
+    "monai_label": {"keys", "data", "inferers", "next_scan", "transforms"},
     "__main__": set(),
 }
 

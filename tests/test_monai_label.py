@@ -253,3 +253,30 @@ def test_what_is_wrong_with_a_submitted_label_reaches_the_client() -> None:
     query = MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta={"support": [entry]})
     with pytest.raises(ValueError, match="An annotated scan cannot be used: the label map is empty"):
         AnsweringInferer(Broken())(query, torch.nn.Identity())
+
+
+def test_a_request_for_the_next_scan_is_answered_with_a_ranking(studies: Path) -> None:
+    class Reader:
+        reads = 0
+
+        def read(self, files: dict[str, str]) -> dict[str, torch.Tensor]:
+            self.reads += 1
+            volume = torch.zeros(1, 16, 16, 2)
+            volume[:, 4:9] = {"a": 1.0, "b": 1.1, "c": 5.0}[Path(files["image"]).name[0]]
+            return {"image": volume}
+
+    submit(studies, "a", finished())
+    path = str(studies / "b.nii.gz")
+    asked = FindSupportd("image")({"image": path, "image_path": path, "next_scan": True})
+    assert [Path(p).name for p in asked["next_scan"]["annotated"]] == ["a.nii.gz"]
+    carried = CarrySupportd("image")(asked | {"image": MetaTensor(torch.zeros(1, 16, 16, 2))})
+    network = torch.nn.Module()
+    network.encoder = torch.nn.Conv2d(3, 4, 1)
+    reader = Reader()
+    inferer = AnsweringInferer([], reader=reader)
+    for _ in range(2):
+        scores = inferer(carried["image"][None], network)
+    assert reader.reads == 3
+    answer = AnswerOfScoresd("pred")(carried | {"pred": scores[0]})["result"]
+    assert sorted(entry["scan"] for entry in answer["next_scan"]) == ["b", "c"]
+    assert bool((scores < 0).all())

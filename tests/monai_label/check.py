@@ -246,6 +246,18 @@ def check_same_as_command(server: Server, truths: dict[str, Path]) -> None:
     claim("the server's mask equals that of configs/inference.yaml", same == 1.0, f"{same:.6f} of the voxels")
 
 
+def check_next_scan(server: Server, truths: dict[str, Path]) -> None:
+    others = list(truths)[1:]
+    begin = time.monotonic()
+    ranking = server.infer(others[0], next_scan=True).json()["next_scan"]
+    cold = time.monotonic() - begin
+    begin = time.monotonic()
+    server.infer(others[0], next_scan=True)
+    named = [entry["scan"] for entry in ranking]
+    claim("the scans to annotate next are ranked", sorted(named) == sorted(others),
+          f"first {cold:.1f} s, then {time.monotonic() - begin:.1f} s")  # fmt: skip
+
+
 def check_batch_and_training(server: Server, truths: dict[str, Path]) -> None:
     begin = time.monotonic()
     answer = requests.post(
@@ -292,6 +304,7 @@ def main() -> None:
             check_same_as_command(server, truths)
             check_corrections(server, truths, organs)
             check_refusals(server, truths)
+            check_next_scan(server, truths)
             if not arguments.quick:
                 check_batch_and_training(server, truths)
             claim("the server stops cleanly", server.stop() == 0)
