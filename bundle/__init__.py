@@ -7,7 +7,9 @@ A volume's way, room by room:
     networks/     images -> features -> prototypes -> similarity -> logits
     losses        logits -> the number that training lowers
     inferers      support scans + query volume -> scores of every organ
-    handlers      what happens around a run: checkpoints, pictures, tables
+    handlers      what happens around a training: progress, checkpoints, log
+    reports       what an evaluation leaves: masks, overlays, tables
+    monai_label   the same inference behind a MONAI Label server; next_scan tells what to annotate there
 """
 
 __version__ = "0.1.0"
