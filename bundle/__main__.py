@@ -30,6 +30,10 @@ class Workflows:
 
 
 def _run(workflow: str, data: str | None, keys: dict[str, Any]) -> None:
+    if "help" in keys or "h" in keys:
+        text = (ROOT / "configs" / CONFIGS[workflow]).read_text()
+        print(text.split("# --- paths")[0])  # the keys that are meant to be set, each with its comment
+        return
     names = [CONFIGS[workflow], *([f"{data.removesuffix('.yaml')}.yaml"] if data else [])]
     files = [ROOT / "configs" / name for name in names]
     for path in files:

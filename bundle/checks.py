@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-from bundle.data.loading import ScanError
-
 RUN_ARGUMENTS = {
     "run_id",
     "init_id",
@@ -31,6 +29,21 @@ RUN_ARGUMENTS = {
     "help",
 }
 """What ``monai.bundle run`` itself takes."""
+
+
+EXPLAINED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+"""What the bundle raises over a user's input."""
+
+
+def refuse_counts(**counts: Any) -> None:
+    """Raise if a number of things to do is not a whole number of at least 1.
+
+    Raises:
+        ValueError: With the name and the value of the first that is not.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
 
 
 def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
@@ -93,10 +106,11 @@ def explain_errors() -> None:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # MONAI wraps in RuntimeErrors; below the first error of another kind lies only what that one explains.
     first = error
-    while first.__cause__ is not None and not isinstance(first, ScanError):
+    while first.__cause__ is not None and not isinstance(first, EXPLAINED_ERRORS):
         first = first.__cause__
-    if os.environ.get("MONAI_DEBUG") or not isinstance(first, ValueError | FileNotFoundError | FloatingPointError):
+    if os.environ.get("MONAI_DEBUG") or not isinstance(first, EXPLAINED_ERRORS):
         sys.__excepthook__(kind, error, trace)
     else:
         print(f"\nerror: {first}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)

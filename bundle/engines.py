@@ -49,8 +49,10 @@ class PrepareScan(PrepareBatch):
         return image, label, (), {LABEL: label}
 
 
-class ValidateAtEnd:
-    """Validate when training is done, if the last epoch was not validated anyway.
+class ValidateAtEnds:
+    """Validate before training, and after it if the last epoch was not validated anyway.
+
+    A resumed training is not validated at its start: its table would get a row of a step that ends no epoch.
 
     Args:
         validator: The evaluator.
@@ -62,10 +64,18 @@ class ValidateAtEnd:
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
-        """Wait for the end."""
-        engine.add_event_handler(Events.COMPLETED, self)
+        """Wait for the start and the end."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
-    def __call__(self, engine: Engine) -> None:
-        """Validate."""
+    def start(self, engine: Engine) -> None:
+        """Validate what was not trained yet."""
+        if self.validator.state.epoch_length == 0:
+            print("no Dice will be printed: there is no annotated scan besides the support to compare with")
+        elif engine.state.iteration == 0:
+            self.validator.run(0)
+
+    def finish(self, engine: Engine) -> None:
+        """Validate the last epoch."""
         if engine.state.epoch % self.interval != 0:
             self.validator.run(engine.state.epoch)

@@ -84,7 +84,7 @@ class ProgressBar:
 
 
 class StopOnBrokenLoss:
-    """End a training whose loss is NaN or infinite, before its weights are saved over good ones."""
+    """End a training whose loss is NaN or infinite; ``Checkpoints`` looks at the weights."""
 
     def attach(self, engine: Engine) -> None:
         """Watch every iteration."""
@@ -99,8 +99,7 @@ class StopOnBrokenLoss:
         loss = loss_of(engine.state.output)
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at step {engine.state.iteration}. Lower the learning rate, or switch amp off; "
-                "the last checkpoint is from before."
+                f"the loss is {loss} at step {engine.state.iteration}. Lower the learning rate, or switch amp off."
             )
 
 
@@ -122,6 +121,7 @@ class Checkpoints:
         every: Steps between two ``last.pt``.
         keep_every: Steps between checkpoints that are kept; 0 keeps none.
         resume: Go on from ``last.pt`` where there is one, instead of starting anew.
+        settings: What must be as it was for a training to go on: it is kept in the checkpoint and compared.
     """
 
     def __init__(
@@ -136,6 +136,7 @@ class Checkpoints:
         every: int = 100,
         keep_every: int = 0,
         resume: bool = False,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         if every < 1 or keep_every < 0:
             raise ValueError(f"checkpoints need every >= 1 and keep_every >= 0 steps, got {every} and {keep_every}.")
@@ -143,6 +144,7 @@ class Checkpoints:
         self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.sampler, self.batch_size = sampler, batch_size
         self.every, self.keep_every, self.resume = every, keep_every, resume
+        self.settings = dict(settings or {})
 
     @property
     def last(self) -> Path:
@@ -162,6 +164,8 @@ class Checkpoints:
         if self.resume and self.last.is_file():
             self.restore(engine)
             logger.info("resumed %s at step %d", self.last, engine.state.iteration)
+        elif self.resume:
+            logger.warning("there is no %s to resume from; starting at step 0", self.last)
         elif self.last.is_file():
             aside = self.folder / "last_of_previous_run.pt"
             os.replace(self.last, aside)
@@ -184,6 +188,14 @@ class Checkpoints:
             raise ValueError(
                 f"{self.last} was made with batch_size {state['batch_size']}, not {self.batch_size}: the episodes "
                 "would not go on where they stopped. Set batch_size back, or resume to false."
+            )
+        before = state.get("settings", {})
+        if changed := [
+            f"{key} was {before[key]}, is {now}" for key, now in self.settings.items() if before.get(key, now) != now
+        ]:
+            raise ValueError(
+                f"{self.last} is of a training with other settings: {', '.join(changed)}. Set them back, or resume to "
+                "false."
             )
         try:
             for name, part in self.parts.items():
@@ -214,12 +226,20 @@ class Checkpoints:
         print(f"trained weights: {self.weights_file}")
 
     def _state(self, engine: Engine) -> dict[str, Any]:
+        # The loss that was checked is of before the last update.
+        broken = [name for name, p in self.parts["network"].named_parameters() if not bool(torch.isfinite(p).all())]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} weights are not finite at step {engine.state.iteration}, {broken[0]} among them; "
+                "nothing was saved over the checkpoint before. Lower the learning rate."
+            )
         scaler = getattr(engine, "scaler", None)
         return {
             **{name: _to_cpu(part.state_dict()) for name, part in self.parts.items()},
             "scaler": None if scaler is None else scaler.state_dict(),
             "step": engine.state.iteration,
             "batch_size": self.batch_size,
+            "settings": self.settings,
             "random": _random_states(),
         }
 

@@ -357,12 +357,11 @@ def _all_scans() -> list[str]:
     if app_instance is not None:
         store = app_instance().datastore()
         return [str(store.get_image_uri(image_id)) for image_id in sorted(store.list_images())]
-    return [scan[IMAGE] for scan in unlabeled_scans()]
+    return [scan[IMAGE] for scan in unlabeled_scans(os.environ.get("MONAI_LABEL_STUDIES"))]
 
 
-def unlabeled_scans() -> list[dict[str, str]]:
+def unlabeled_scans(studies: str | None) -> list[dict[str, str]]:
     """Return every scan of the server's studies, for training: it hands over the annotated ones only."""
-    studies = os.environ.get("MONAI_LABEL_STUDIES")
     return [{IMAGE: str(path)} for path in _scans_of_folder(Path(studies))] if studies else []
 
 

@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 
+from bundle.data.study import scan_name
 from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED
 from bundle.transforms.slices import organ_slices, support_slices
@@ -82,13 +83,13 @@ class DiceTable:
         return "\n".join(lines)
 
     def _write(self, epoch: int, dice: np.ndarray) -> None:
-        header = ["epoch", "scan", "organ", "dice"]
+        header = ["epoch" if self.weights is None else "weights", "scan", "organ", "dice"]
         rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
-        rows = [row for row in rows if int(row[0]) < epoch]
+        rows = [row for row in rows if self.weights is None and int(row[0]) < epoch]
         for scan, values in zip(self._scans, dice, strict=True):
             for organ, value in zip(self.organs, values, strict=True):
                 # An organ that the scan does not have has no Dice: said, not averaged.
-                rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
+                rows.append([self.weights or str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
         write_csv(self.path, [header, *rows])
 
 
@@ -116,7 +117,7 @@ class SaveMasks:
         for item in state.output:
             name = _name(item[IMAGE])
             mask = item[PRED]
-            save_nifti(mask, self.folder / f"{name}.nii.gz")
+            save_nifti(mask, self.folder / f"{name}.nii.gz", like=_source(item[IMAGE]))
             self._add_volumes(name, mask)
 
     def _add_volumes(self, name: str, mask: MetaTensor) -> None:
@@ -176,16 +177,36 @@ def _mean_of_present(values: np.ndarray) -> float:
     return float(present.mean()) if len(present) else float("nan")
 
 
+def _source(image: MetaTensor) -> str:
+    return str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
+
+
 def _name(image: MetaTensor) -> str:
-    name = Path(str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])).name
-    return name.split(".nii")[0] if ".nii" in name else Path(name).stem
+    return scan_name(_source(image))
 
 
-def save_nifti(label: MetaTensor, path: Path) -> None:
-    """Write a label map ``(1, H, W, Z)`` with its affine; beside its place first, then renamed."""
+def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:
+    """Write a label map ``(1, H, W, Z)``; beside its place first, then renamed.
+
+    Args:
+        label: The label map on its scan's grid.
+        path: Where it goes.
+        like: The scan's file: if it is NIfTI, the mask gets exactly its affine, with its codes and units.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    values, affine, header = np.asarray(label)[0], np.asarray(label.affine), None
+    if like is not None and like.lower().endswith((".nii", ".nii.gz")) and Path(like).is_file():
+        scan = cast("nibabel.Nifti1Image", nibabel.load(like))
+        affine, header = np.asarray(scan.affine), nibabel.Nifti1Header()
+        header.set_xyzt_units(*scan.header.get_xyzt_units())
+        header.set_data_dtype(values.dtype)
+    image = nibabel.Nifti1Image(values, affine, header)
+    if header is not None:
+        image.set_sform(affine, int(scan.header["sform_code"]) or 2)
+        qform, code = scan.header.get_qform(coded=True)
+        image.set_qform(qform, int(code))
     unfinished = path.with_name(f".{path.name.removesuffix('.nii.gz')}.tmp.nii.gz")
-    nibabel.save(nibabel.Nifti1Image(np.asarray(label)[0], np.asarray(label.affine)), unfinished)
+    nibabel.save(image, unfinished)
     os.replace(unfinished, path)
 
 

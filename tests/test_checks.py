@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bundle.checks import explain_errors, refuse_unknown_keys, switch
+from bundle.checks import explain_errors, refuse_counts, refuse_unknown_keys, switch
 from bundle.data.loading import ScanError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -200,3 +200,24 @@ def test_a_null_that_monai_would_not_take_is_refused(word: str) -> None:
     words = ["run", "--config_file", str(Path(__file__).parents[1] / "configs" / "train.yaml"), "--fold", word]
     with pytest.raises(ValueError, match=rf"--fold {word} does not set null: .* Write --fold '\$None'"):
         refuse_unknown_keys(words)
+
+
+def test_the_words_of_the_bundle_are_shown_and_not_what_they_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        try:
+            try:
+                raise OSError("no space")
+            except OSError as error:
+                raise ValueError("the cache folder cannot be written to") from error
+        except ValueError as error:
+            raise RuntimeError("Failed to instantiate component") from error
+    except RuntimeError as error:
+        explain_errors()
+        sys.excepthook(type(error), error, None)
+    assert "error: the cache folder cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
+def test_counts_below_one_or_not_whole_are_refused(count: Any) -> None:
+    with pytest.raises(ValueError, match="epoch_length must be a whole number of at least 1"):
+        refuse_counts(max_epochs=2, epoch_length=count)

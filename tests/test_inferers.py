@@ -121,6 +121,30 @@ def test_several_support_scans_are_several_shots(network: ALPNet) -> None:
     assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
 
 
+def test_every_support_scan_gives_its_prototypes(network: ALPNet) -> None:
+    one, three = (
+        VolumeInferer([scan(shift) for shift in shifts]).prototypes(network, torch.device("cpu"))
+        for shifts in ([0], [0, 2, 4])
+    )
+    assert three[3].chunks[0][0].shape[0] > 2 * one[3].chunks[0][0].shape[0]
+
+
+def test_each_third_of_an_organ_is_found_by_the_support_slice_of_its_own_third(network: ALPNet) -> None:
+    """The organ is gray 1 below and gray 2 above: with the slices mixed up nothing would be found."""
+    support, query = scan(0), scan(9)
+    for volumes in (support, query):
+        volumes["label"][volumes["label"] == 7] = 0
+        gray = torch.where(torch.arange(12) < 5, 1.0, 2.0)
+        volumes["image"] = torch.where(volumes["label"] == 3, gray, 0.0)
+    scores = VolumeInferer([support])(query["image"][None], network)
+    assert torch.equal(label_of(scores, [3])[..., [3, 4, 7, 8]], query["label"][None].long()[..., [3, 4, 7, 8]])
+
+
+def test_the_extent_of_an_organ_ends_after_its_last_slice(network: ALPNet) -> None:
+    prototypes = VolumeInferer([scan(0), scan(0, depth=24)]).prototypes(network, torch.device("cpu"))
+    assert prototypes[3].extent == pytest.approx(((3 / 12 + 3 / 24) / 2, (9 / 12 + 9 / 24) / 2))
+
+
 def test_an_organ_may_be_in_one_of_the_support_scans_only(network: ALPNet) -> None:
     first, second = scan(0), scan(2)
     first["label"][first["label"] == 7] = 0

@@ -221,9 +221,9 @@ def test_invented_names_take_the_spare_entries_in_alphabetical_order() -> None:
 
 
 def test_all_scans_of_the_studies_train(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [Path(scan["image"]).name for scan in unlabeled_scans()] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert [Path(scan["image"]).name for scan in unlabeled_scans(str(studies))] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     monkeypatch.delenv("MONAI_LABEL_STUDIES")
-    assert unlabeled_scans() == []
+    assert unlabeled_scans(None) == []
     assert submitted_annotations() == []
 
 

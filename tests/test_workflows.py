@@ -152,6 +152,52 @@ def test_a_network_that_draws_numbers_itself_resumes_exactly(tmp_path: Path) -> 
     assert_equal_states(once, twice)
 
 
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"seed": 5}, {"shots": 2}])
+def test_a_training_with_other_settings_is_not_gone_on_with(change: dict[str, Any], tmp_path: Path) -> None:
+    train(tmp_path)
+    name, value = next(iter(change.items()))
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        train(tmp_path, resume=True, max_epochs=2, **change)
+    assert _first_cause(caught.value).match(rf"{name} was .*, is {value}")
+
+
+def test_weights_that_broke_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+        workflow(TRAIN, tmp_path, learning_rate=1e30).run()
+    assert _first_cause(caught.value).match("the loss is|weights are not finite")
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_the_paper_protocol_is_a_key(tmp_path: Path) -> None:
+    train(tmp_path, protocol="paper")
+    assert (tmp_path / "dice.csv").read_text().count("phantom_03") == 2 * 3
+
+
+def test_an_evaluation_leaves_the_table_of_the_training_alone(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "again")
+    before = (tmp_path / "again" / "dice.csv").read_text()
+    files = [*TRAIN, str(CONFIGS / "evaluate.yaml")]
+    made = ConfigWorkflow(
+        files,
+        workflow_type="train",
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path / "again"),
+        checkpoint=str(trained / "model.pt"),
+        logging_file=str(CONFIGS / "logging.conf"),
+    )
+    made.run_id = "evaluating"
+    made.initialize()
+    made.run()
+    assert (tmp_path / "again" / "dice.csv").read_text() == before
+    assert (tmp_path / "again" / "evaluation.csv").read_text().splitlines()[1].startswith("model.pt,phantom_03,liver")
+
+
+def test_help_prints_the_keys_and_starts_nothing(tmp_path: Path) -> None:
+    done = run_command("bundle", "training", "--help", "--output_dir", str(tmp_path))
+    assert "max_epochs" in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_batches_and_shots_are_keys(tmp_path: Path) -> None:
     assert train(tmp_path, batch_size=2, shots=2)["encoder.localconv.weight"].isfinite().all()
 

@@ -7,8 +7,10 @@ changed parameter is a new entry. An entry is written beside its place and renam
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -183,13 +185,15 @@ def describe(thing: Any) -> str:
 
 
 def _describe_function(function: types.FunctionType) -> str:
-    """Name a function; a lambda or a closure is told by its code and by what it closes over."""
-    name = f"{function.__module__}.{function.__qualname__}"
-    if "<lambda>" not in name and function.__closure__ is None:
-        return name
+    """Tell a function by its name, its source and what it closes over."""
     code = function.__code__
+    plain = [constant for constant in code.co_consts if isinstance(constant, str | int | float | None)]
+    source = f"{code.co_code.hex()} {code.co_names} {plain!r}"
+    with contextlib.suppress(OSError):  # typed into an interpreter
+        source += inspect.getsource(function)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return f"{name} {code.co_code.hex()} {code.co_names} {code.co_consts!r} {describe(cells)}"
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return f"{function.__module__}.{function.__qualname__} {digest} {describe(cells)}"
 
 
 def _describe_container(thing: Any) -> str:

@@ -103,12 +103,18 @@ class Standardized(MapTransform):
 
         Raises:
             FileNotFoundError: If the statistics file does not exist.
+            ValueError: If a volume is constant.
         """
         result = dict(data)
         mean, std = self._numbers()
         for key in self.key_iterator(data):
             volume = data[key]
             own = np.asarray(volume)
+            if mean is None and own.std() == 0:
+                raise ValueError(
+                    f"what is left of the scan on the network's grid is constant ({own.flat[0]:g}). Check spacing and "
+                    "slice_size: the crop about the center may have missed the body."
+                )
             result[key] = standardize(volume, own.mean() if mean is None else mean, own.std() if std is None else std)
         return result
 

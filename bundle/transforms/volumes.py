@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, ResampleToMatch, ResizeWithPadOrCrop, Spacing
+from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 from monai.utils import MetaKeys, convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import LABEL
 
 Data = dict[Hashable, Any]
+
+MAX_ORGAN = 32767
+"""Largest organ id of a label map: masks are uint8, or int16 where an id needs it."""
 
 
 class CheckVolumed(MapTransform):
@@ -89,6 +92,10 @@ class CheckLabeld(MapTransform):
                 raise ValueError(
                     f"a label map must hold whole organ ids from 0, got values such as {values[:6].tolist()}. "
                     "Save it as an integer label map, not as probabilities."
+                )
+            if values.max() > MAX_ORGAN:
+                raise ValueError(
+                    f"organ ids must be at most {MAX_ORGAN}, got {int(values.max())}. Renumber the organs."
                 )
             if values.numel() == 1 and values[0] == 0:
                 raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
@@ -194,6 +201,8 @@ class FitSlicesd(MapTransform):
             raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {list(size)}.")
         if isinstance(spacing, str) and spacing != "fit":
             raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
+        if spacing is not None and not isinstance(spacing, str | list | tuple):
+            raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
         if isinstance(spacing, list | tuple) and not (len(spacing) == 3 and all(mm > 0 or mm == -1 for mm in spacing)):
             raise ValueError(
                 f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
@@ -247,16 +256,30 @@ class RestoreGridd(MapTransform):
 
 
 def restore_grid(label: MetaTensor) -> MetaTensor:
-    """Resample a label map ``(1, H, W, Z)`` by nearest neighbor to the grid that its meta calls original."""
+    """Bring a label map ``(1, H, W, Z)`` by nearest neighbor to the grid that its meta calls original."""
     meta = label.meta
     shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
-    affine = torch.as_tensor(np.asarray(meta[MetaKeys.ORIGINAL_AFFINE]), dtype=torch.float64)
-    grid = MetaTensor(torch.zeros(1, *shape), affine=affine)
-    restored = ResampleToMatch(mode="nearest", padding_mode="zeros", dtype=np.float64)(label, img_dst=grid)
-    values = (
-        convert_to_tensor(restored, track_meta=False)
-        .round()
-        .to(torch.int16 if float(label.max()) > 255 else torch.uint8)
-    )
+    affine = np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=np.float64)
+    plain = convert_to_tensor(label, track_meta=False)[0]
+    to_network = np.linalg.inv(np.asarray(label.affine, dtype=np.float64)) @ affine
+    values = _fetched(plain, to_network, shape).to(torch.int16 if float(plain.max()) > 255 else torch.uint8)
     kept = {key: value for key, value in meta.items() if key != MetaKeys.AFFINE}
-    return MetaTensor(values, affine=affine, meta=kept)
+    return MetaTensor(values[None], affine=torch.as_tensor(affine), meta=kept)
+
+
+def _fetched(volume: Tensor, to_volume: np.ndarray, shape: list[int]) -> Tensor:
+    """Fetch a volume of ``shape`` from another one, given where its voxels ``(i, j, k, 1)`` lie in that one.
+
+    The way here only permuted, flipped, scaled and cropped axes, so each axis of one follows one axis of the other.
+    """
+    axes = np.abs(to_volume[:3, :3]).argmax(axis=0)  # of the volume, for each axis of the result
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError("the label map is turned against its scan's grid; it must be on the grid that was loaded.")
+    result = volume.permute(*(int(axis) for axis in axes))
+    for axis, (n, own) in enumerate(zip(shape, axes, strict=True)):
+        places = np.rint(to_volume[own, axis] * np.arange(n) + to_volume[own, 3]).astype(int)
+        inside = torch.as_tensor((places >= 0) & (places < volume.shape[own]), device=volume.device)
+        index = torch.as_tensor(places.clip(0, volume.shape[own] - 1), device=volume.device)
+        result = result.index_select(axis, index)
+        result = result * inside.to(result.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
+    return result
