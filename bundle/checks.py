@@ -59,6 +59,8 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
     Raises:
         ValueError: If there is an unknown key; the message names the nearest known one.
     """
+    if argv is None and not _is_command():
+        return
     given = _given_arguments(sys.argv if argv is None else argv)
     files = _config_files(given.get("config_file"))
     if not files:
@@ -97,12 +99,18 @@ def switch(value: bool | str) -> bool:
 
 
 def explain_errors() -> None:
-    """From now on, let a command that fails over its input end in one sentence instead of pages of traceback.
+    """From now on, let a bundle command that fails over its input end in one sentence instead of pages of traceback.
 
     MONAI wraps errors several times; this shows the first cause. Programming errors keep their traceback, and so
     does everything if the environment sets ``MONAI_DEBUG``. The exit code stays 1.
     """
-    sys.excepthook = _explain
+    if _is_command():
+        sys.excepthook = _explain
+
+
+def _is_command() -> bool:
+    """Tell whether this process is ``python -m monai.bundle`` or ``python -m bundle``, and no program that hosts us."""
+    return Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py")
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

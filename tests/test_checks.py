@@ -23,6 +23,22 @@ train:
 """
 
 
+@pytest.fixture(autouse=True)
+def command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be a bundle command."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/monai/bundle/__main__.py", "run"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def test_a_program_that_hosts_the_bundle_keeps_its_words_and_its_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = str(Path(__file__).parents[1] / "configs" / "train.yaml")
+    monkeypatch.setattr(sys, "argv", ["/my/program.py", "--config_file", config, "--lr", "3"])
+    before = sys.excepthook
+    refuse_unknown_keys()
+    explain_errors()
+    assert sys.excepthook is before
+
+
 @pytest.fixture
 def main(tmp_path: Path) -> Path:
     """The config that a command starts from."""
@@ -124,7 +140,7 @@ def test_what_is_no_command_with_a_config_is_let_alone(argv: list[str]) -> None:
 
 
 def test_without_words_the_words_of_the_process_are_checked(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["bundle", "run", "--config_file", str(main), "--max_epoch", "3"])
+    monkeypatch.setattr(sys, "argv", [sys.argv[0], "run", "--config_file", str(main), "--max_epoch", "3"])
     with pytest.raises(ValueError, match="unknown key 'max_epoch'"):
         refuse_unknown_keys()
 

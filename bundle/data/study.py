@@ -98,6 +98,8 @@ def find_support(
         FileNotFoundError: If ``support_dir`` or its images are missing.
         ValueError: If an image has no label, or nothing was given.
     """
+    if support_dir is not None and support_image is not None:
+        raise ValueError("give either support_dir or support_image and support_label, not both.")
     if support_dir is not None:
         scans = list_scans(support_dir)
         if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:

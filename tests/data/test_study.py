@@ -204,3 +204,8 @@ def test_two_files_of_one_scan_are_not_dropped_in_silence(tmp_path: Path) -> Non
 )
 def test_a_scan_is_called_like_its_file_without_the_suffix(file: str, name: str) -> None:
     assert scan_name(file) == name
+
+
+def test_a_support_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="either support_dir or support_image and support_label, not both"):
+        find_support(support_dir=tmp_path, support_image="a.nii.gz", support_label="b.nii.gz")
