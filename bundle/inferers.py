@@ -90,6 +90,8 @@ class VolumeInferer(Inferer):
             raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}.")
         if chunks < 1 or slice_batch < 1:
             raise ValueError(f"chunks and slice_batch must be at least 1, got {chunks} and {slice_batch}.")
+        if organs is not None:
+            _check_organs(organs)
         self.support = support
         self.organs = organs
         self.protocol = protocol
@@ -294,6 +296,16 @@ class VolumeInferer(Inferer):
             nothing[0] = 1.0
             return nothing
         return network.score(query, *prototypes)
+
+
+def _check_organs(organs: Any) -> None:
+    ids = list(organs.values()) if isinstance(organs, Mapping) else []
+    whole = all(isinstance(organ, int) and not isinstance(organ, bool) and organ > 0 for organ in ids)
+    if not ids or not whole or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"organs must give each organ's name an id of its own, a whole number above 0, such as {{liver: 1}}, got "
+            f"{organs!r}."
+        )
 
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:

@@ -240,6 +240,10 @@ def test_what_is_drawn_on_the_scan_itself_goes_before_other_scans(network: ALPNe
     ("settings", "message"),
     [
         ({"protocol": "slices"}, "protocol must be 'volume' or 'paper'"),
+        ({"organs": {}}, "organs must give each organ's name an id of its own"),
+        ({"organs": [500]}, "organs must give each organ's name an id of its own"),
+        ({"organs": {"a": "500"}}, "organs must give each organ's name an id of its own"),
+        ({"organs": {"a": 500, "b": 500}}, "organs must give each organ's name an id of its own"),
         ({"chunks": 0}, "chunks and slice_batch must be at least 1"),
         ({"slice_batch": 0}, "chunks and slice_batch must be at least 1"),
     ],

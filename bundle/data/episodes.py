@@ -70,6 +70,8 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         num_workers: int | None = None,
         more_data: Sequence[Scan] = (),
     ) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
         _check_settings(shots=shots, id_rule=id_rule, min_area=min_area, statistics=statistics)
         self.data = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in [*data, *more_data]}.values())
         if not self.data:

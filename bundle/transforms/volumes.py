@@ -197,8 +197,8 @@ class FitSlicesd(MapTransform):
         spacing: Sequence[float] | str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        if len(size) != 2 or min(size) < 16:
-            raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {list(size)}.")
+        if not isinstance(size, list | tuple) or len(size) != 2 or min(size) < 16:
+            raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {size!r}.")
         if isinstance(spacing, str) and spacing != "fit":
             raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
         if spacing is not None and not isinstance(spacing, str | list | tuple):

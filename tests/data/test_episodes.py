@@ -267,3 +267,9 @@ def test_the_sampler_can_be_set_before_it_is_used() -> None:
     sampler = EpisodeSampler()
     sampler.start = 30
     assert [next(iter(sampler)), next(iter(sampler))] == [30, 30]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_a_seed_that_is_no_whole_number_from_0_is_refused(tmp_path: Path, seed: Any) -> None:
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        EpisodeDataset([{"image": "a"}], lambda scan: scan, tmp_path, seed=seed)
