@@ -155,3 +155,18 @@ def test_a_network_loads_a_trainings_checkpoint(tmp_path: Path) -> None:
     torch.save({"network": trained.state_dict(), "step": 3}, tmp_path / "last.pt")
     loaded = load_network(ALPNet(ResNetEncoder(18, "layer3")), tmp_path / "last.pt")
     assert torch.equal(loaded.encoder.localconv.weight, trained.encoder.localconv.weight)
+
+
+def test_a_network_refuses_weights_that_lack_a_tensor(tmp_path: Path) -> None:
+    state = ALPNet(ResNetEncoder(18, "layer3")).state_dict()
+    del state["encoder.localconv.weight"]
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"missing encoder\.localconv\.weight; unexpected none"):
+        load_network(ALPNet(ResNetEncoder(18, "layer3")), tmp_path / "model.pt")
+
+
+def test_a_trunk_refuses_a_checkpoint_with_stages_it_does_not_know(tmp_path: Path) -> None:
+    state = ResNetEncoder(18).backbone.state_dict()
+    torch.save(state | {"layer5.0.conv1.weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"unexpected layer5\.0\.conv1\.weight"):
+        ResNetEncoder(18, weights=tmp_path / "weights.pth")

@@ -145,3 +145,17 @@ def test_the_same_shot_twice_leaves_the_class_prototype_as_it_is() -> None:
     features, mask = torch.randn(1, 5, 12, 16), block(2, 3, 4, 7)
     twice = ClassPrototype()(features.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1, 1))
     torch.testing.assert_close(twice, ClassPrototype()(features, mask))
+
+
+def test_the_rule_for_local_foreground_takes_coverage_that_is_just_reached() -> None:
+    """At least 0.95 for the rule, above 0.95 for a cell: of a mask of 0.95 no cell is kept, but the rule holds."""
+    features, mask = torch.randn(2, 5, 8, 8), torch.full((2, 1, 8, 8), 0.95)
+    assert ForegroundPrototypes()(features, mask).shape[0] == 2  # one a shot, and not their mean
+    assert LocalPrototypes()(features, mask).shape[0] == 0
+
+
+@pytest.mark.parametrize("size", [(3, 16), (16, 3)])
+def test_a_map_that_is_too_narrow_on_one_side_has_no_local_prototypes(size: tuple[int, int]) -> None:
+    features, mask = torch.randn(1, 5, *size), torch.ones(1, 1, *size)
+    assert LocalPrototypes(window=4)(features, mask).shape == (0, 5)
+    assert ForegroundPrototypes(window=4)(features, mask).shape == (1, 5)
