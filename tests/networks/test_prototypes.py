@@ -148,10 +148,10 @@ def test_the_same_shot_twice_leaves_the_class_prototype_as_it_is() -> None:
 
 
 def test_the_rule_for_local_foreground_takes_coverage_that_is_just_reached() -> None:
-    """At least 0.95 for the rule, above 0.95 for a cell: of a mask of 0.95 no cell is kept, but the rule holds."""
-    features, mask = torch.randn(2, 5, 8, 8), torch.full((2, 1, 8, 8), 0.95)
-    assert ForegroundPrototypes()(features, mask).shape[0] == 2  # one a shot, and not their mean
-    assert LocalPrototypes()(features, mask).shape[0] == 0
+    """At least the coverage for the rule, above it for a cell: here no cell is kept, but the rule holds."""
+    features, mask = torch.randn(2, 5, 8, 8), torch.full((2, 1, 8, 8), 0.75)
+    assert ForegroundPrototypes(min_coverage=0.75)(features, mask).shape[0] == 2  # one a shot, and not their mean
+    assert LocalPrototypes(min_coverage=0.75)(features, mask).shape[0] == 0
 
 
 @pytest.mark.parametrize("size", [(3, 16), (16, 3)])
