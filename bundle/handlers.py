@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.visuals import episode_picture
 
@@ -246,10 +247,8 @@ class Checkpoints:
 
 def save_atomically(state: Any, path: Path) -> None:
     """Write a file beside its place, then rename it: it is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def _to_cpu(state: Any) -> Any:

@@ -139,7 +139,7 @@ class VolumeInferer(Inferer):
         """Return the ids of the organs of the config's support."""
         if self.organs is not None:
             return list(self.organs.values())
-        ids = torch.cat([torch.unique(_plain(scan[LABEL])) for scan in self.support_scans()]).unique()
+        ids = torch.cat([torch.unique(plain(scan[LABEL])) for scan in self.support_scans()]).unique()
         return [int(organ) for organ in ids if organ != 0]
 
     def organ_names(self) -> dict[str, int]:
@@ -201,7 +201,7 @@ class VolumeInferer(Inferer):
         if key not in self._encoded:
             scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
             if ids is not None:
-                scan[LABEL] = _renumbered(_plain(scan[LABEL]), ids)
+                scan[LABEL] = _renumbered(plain(scan[LABEL]), ids)
             self._remember(key, self._encode_scan(scan, network, device))
         self._encoded.move_to_end(key)
         return self._encoded[key]
@@ -214,7 +214,7 @@ class VolumeInferer(Inferer):
     @torch.no_grad()
     def _encode_scan(self, scan: Mapping[str, Any], network: ALPNet, device: torch.device) -> dict[int, EncodedOrgan]:
         """Encode the slices that stand for each organ of a scan; a slice that stands for several is encoded once."""
-        image, label = (_plain(scan[key]).to(device) for key in (IMAGE, LABEL))
+        image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
         shown = {int(organ): organ_slices(label, int(organ)) for organ in torch.unique(label) if organ != 0}
         chosen = {organ: support_slices(slices, self.chunks) for organ, slices in shown.items()}
         needed = sorted({z for slices in chosen.values() for z in slices})
@@ -261,10 +261,10 @@ class VolumeInferer(Inferer):
         depth = volume.shape[-1]
         plans = [self._plan(organ, prototype, depth, label) for organ, prototype in prototypes.items()]
         scores = torch.empty(len(plans), *volume.shape[1:], device=volume.device)
-        plain = _plain(volume)
+        query = plain(volume)
         nearest: list[Tensor] = []
         for start in range(0, depth, self.slice_batch):
-            images = to_network(plain[..., start : start + self.slice_batch])
+            images = to_network(query[..., start : start + self.slice_batch])
             features = network.encoder(images)
             body = F.interpolate(images[:, :1], size=features.shape[-2:], mode="area")[:, 0] > 0
             best = features.new_zeros(body.shape)
@@ -282,7 +282,7 @@ class VolumeInferer(Inferer):
         """Return the prototypes to use for each slice, ``None`` where the organ is not looked for."""
         if self.protocol == "volume":
             return [prototype.chunks[chunk] for chunk in chunks_by_position(depth, prototype.extent, self.chunks)]
-        slices = organ_slices(_plain(label), organ)
+        slices = organ_slices(plain(label), organ)
         if not slices:
             return [None] * depth
         first, last = slices[0], slices[-1]
@@ -316,6 +316,6 @@ def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
     return result
 
 
-def _plain(tensor: Any) -> Tensor:
+def plain(tensor: Any) -> Tensor:
     """Drop the meta: networks and arithmetic are faster without."""
     return convert_to_tensor(tensor, track_meta=False)

@@ -19,12 +19,11 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import convert_to_tensor
 from torch import Tensor
 from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
-from bundle.inferers import VolumeInferer
+from bundle.inferers import VolumeInferer, plain
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
 from bundle.next_scan import describe_scan, rank_scans
 from bundle.transforms.masks import organ_ids_of
@@ -85,23 +84,21 @@ class FindSupportd(MapTransform):
         result = dict(data)
         if "image_path" not in data:
             return result
-        query = str(data["image_path"])
+        known = submitted_annotations()
         if data.get(NEXT):
-            result[NEXT] = {"scans": _all_scans(), "annotated": [a.image for a in submitted_annotations()]}
+            result[NEXT] = {"scans": _all_scans(), "annotated": [a.image for a in known]}
             return result
         if data.get(SUPPORT):
             result[FOUND] = self._named(data[SUPPORT])
         else:
-            result[FOUND] = _drawn(query, data.get(LABEL)) + _submitted(query)
+            result[FOUND] = _found(str(data["image_path"]), data.get(LABEL), known)
         result.pop(LABEL, None)
         result.pop(SUPPORT, None)
-        if not result[FOUND] and not self.has_default and submitted_annotations():
-            refuse(
-                "This is the only annotated scan, and it is finished. Ask for another scan, or annotate a second one."
-            )
         if not result[FOUND] and not self.has_default:
             refuse(
-                "No scan is annotated yet: label the organs in one scan and press Submit Label, "
+                "This is the only annotated scan, and it is finished. Ask for another scan, or annotate a second one."
+                if known
+                else "No scan is annotated yet: label the organs in one scan and press Submit Label, "
                 "then all other scans can be segmented."
             )
         return result
@@ -167,7 +164,7 @@ class AnsweringInferer(VolumeInferer):
         meta = dict(getattr(inputs, "meta", {}))
         if meta.get(NEXT):
             meta[NEXT] = self._rank(network, inputs.device, **meta[NEXT])
-            return MetaTensor(torch.full_like(_plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
+            return MetaTensor(torch.full_like(plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
         try:
             return super().__call__(inputs, network, *args, **kwargs)
         except ValueError as error:
@@ -184,7 +181,7 @@ class AnsweringInferer(VolumeInferer):
         for path in tqdm(scans, desc="describing scans", unit="scan"):
             key = (path, os.stat(path).st_mtime_ns, version)
             if key not in self._described:
-                volume = _plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
+                volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
                 self._described[key] = describe_scan(volume, network.encoder, slice_batch=self.slice_batch)
             described[path] = self._described[key]
         self._described = {key: value for key, value in self._described.items() if key[2] == version}  # type: ignore[index]
@@ -219,8 +216,7 @@ class AnswerOfScoresd(MapTransform):
 
 def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = {organ: name for name, organ in known_organs().items()}
-    plain = _plain(scores)
-    best, channel = plain.max(dim=0)
+    best, channel = plain(scores).max(dim=0)
     confidence = {}
     for number, organ in enumerate(organ_ids_of(scores)):
         inside = (best > 0) & (channel == number)
@@ -283,15 +279,15 @@ def is_drawing(label: np.ndarray) -> bool:
     return False
 
 
-def _drawn(query: str, sent: Any) -> list[dict[str, Any]]:
-    """Return the drawing on this very scan: what came with the request, or else what was submitted for it."""
-    own = [a for a in submitted_annotations() if Path(a.image).exists() and Path(a.image).samefile(query)]
+def _found(query: str, sent: Any, known: Sequence[Annotation]) -> list[dict[str, Any]]:
+    """Return the drawing on this very scan (what came with the request, or else was submitted), then all others."""
+    is_own = [Path(a.image).exists() and Path(a.image).samefile(query) for a in known]
+    own = [a for a, is_query in zip(known, is_own, strict=True) if is_query]
+    others = [a for a, is_query in zip(known, is_own, strict=True) if not is_query]
     drawings = [Annotation(query, str(sent), {})] if sent else own
-    return [
-        _entry(drawing, submitted_annotations()) | {"partial": True}
-        for drawing in drawings
-        if is_drawing(_label_array(drawing.label))
-    ]
+    spare = spare_organs(known)
+    drawn = [_entry(a, spare) | {"partial": True} for a in drawings if is_drawing(_label_array(a.label))]
+    return drawn + [_entry(a, spare) for a in others]
 
 
 def _label_array(path: str) -> np.ndarray:
@@ -302,20 +298,14 @@ def _label_array(path: str) -> np.ndarray:
         return np.zeros((1, 1, 1))
 
 
-def _submitted(query: str) -> list[dict[str, Any]]:
-    """Return the annotated scans but the query."""
-    known = submitted_annotations()
-    return [_entry(a, known) for a in known if not (Path(a.image).exists() and Path(a.image).samefile(query))]
-
-
-def _entry(annotation: Annotation, known: Sequence[Annotation]) -> dict[str, Any]:
+def _entry(annotation: Annotation, spare: Mapping[str, int]) -> dict[str, Any]:
     """Describe an annotated scan to the inferer: names in its label info go before the values in its file."""
     if not annotation.names:
         return {IMAGE: annotation.image, LABEL: annotation.label, "ids": None}
-    organs = known_organs() | spare_organs(known)
+    organs = {**known_organs(), **spare}
     ids = {str(value): organs[name] for value, name in annotation.names.items() if name in organs}
-    spare = {name: organ for name, organ in spare_organs(known).items() if name in annotation.names.values()}
-    return {IMAGE: annotation.image, LABEL: annotation.label, "ids": ids, "renamed": spare}
+    renamed = {name: organ for name, organ in spare.items() if name in annotation.names.values()}
+    return {IMAGE: annotation.image, LABEL: annotation.label, "ids": ids, "renamed": renamed}
 
 
 def spare_organs(annotations: Sequence[Annotation]) -> dict[str, int]:
@@ -363,10 +353,6 @@ def _all_scans() -> list[str]:
 def unlabeled_scans(studies: str | None) -> list[dict[str, str]]:
     """Return every scan of the server's studies, for training: it hands over the annotated ones only."""
     return [{IMAGE: str(path)} for path in _scans_of_folder(Path(studies))] if studies else []
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return cast(Tensor, convert_to_tensor(tensor, track_meta=False))
 
 
 def refuse(sentence: str) -> NoReturn:

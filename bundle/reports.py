@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 
 from bundle.data.study import scan_name
+from bundle.files import written_whole
 from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED
 from bundle.transforms.slices import organ_slices, support_slices
@@ -193,7 +193,6 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:
         path: Where it goes.
         like: The scan's file: if it is NIfTI, the mask gets exactly its affine, with its codes and units.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     values, affine, header = np.asarray(label)[0], np.asarray(label.affine), None
     if like is not None and like.lower().endswith((".nii", ".nii.gz")) and Path(like).is_file():
         scan = cast("nibabel.Nifti1Image", nibabel.load(like))
@@ -205,15 +204,11 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:
         image.set_sform(affine, int(scan.header["sform_code"]) or 2)
         qform, code = scan.header.get_qform(coded=True)
         image.set_qform(qform, int(code))
-    unfinished = path.with_name(f".{path.name.removesuffix('.nii.gz')}.tmp.nii.gz")
-    nibabel.save(image, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        nibabel.save(image, unfinished)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a table beside its place, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", newline="") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    os.replace(unfinished, path)

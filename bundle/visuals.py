@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
+from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 
 COLORS = [
@@ -93,7 +93,5 @@ def episode_picture(episode: Mapping[str, Any], prediction: Any) -> Picture:
 
 def save_png(picture: Picture, path: Path) -> None:
     """Write a picture beside its place, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    Image.fromarray(picture).save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        Image.fromarray(picture).save(unfinished, format="PNG")

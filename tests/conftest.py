@@ -19,3 +19,12 @@ def seeded_device(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(0)
     with torch.device(request.config.getoption("--device")):
         yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread, for the modules that ask for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -7,7 +7,6 @@ change nothing.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from bundle.data.cache import CachedScan, cached_scans
 from bundle.data.loading import Scan
+from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.transforms.augmentation import Augmentation
 
@@ -178,10 +178,8 @@ def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple
 
 
 def _write_statistics(path: Path, mean: float, std: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps({"mean": mean, "std": std}))
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps({"mean": mean, "std": std}))
 
 
 class EpisodeSampler(Sampler[int]):

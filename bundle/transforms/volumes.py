@@ -1,6 +1,6 @@
 """From files to volumes on the network's grid, and back.
 
-    LoadImaged -> CheckVolumed -> SliceLayoutd -> (intensity) -> FitSlicesd        RestoreGridd -> SaveImaged
+    LoadImaged -> CheckVolumed -> SliceLayoutd -> (intensity) -> FitSlicesd        RestoreGridd -> SaveMasks
     file          what we take    (1, H, W, Z)    see intensity   H x W of the     mask on the grid of the file
                                                                   network
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,8 @@ STILL = Augmentation(rotate=(0, 0), translate=(0, 0), shear=(0, 0), zoom=(1, 1),
 """Changes nothing, so that a mask tells which superpixel was drawn."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Slices this small are made faster by one thread than by several that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Slices this small are made faster by one thread than by several that wait for each other.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def quarters(*ids: int) -> np.ndarray:

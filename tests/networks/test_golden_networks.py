@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,8 @@ from bundle.networks.alpnet import reduce_mask, upsample
 from bundle.networks.prototypes import masked_average_pool
 from tests.golden_data import golden_arrays, golden_json
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sum in the authors' order: with two threads the last bit differs, and an argmax three steps on flips."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Sum in the authors' order: with two threads the last bit differs, and an argmax three steps on flips.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class LocalAndClass(nn.Module):
