@@ -1,6 +1,7 @@
 """Data: a study's scans, their slices and superpixels, and the episodes made of them."""
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
+from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
 from bundle.data.study import Study, find_scans, find_support, fold_of, list_scans, open_study, scan_name
 
@@ -9,6 +10,7 @@ __all__ = [
     "EpisodeSampler",
     "ScanDataset",
     "ScanError",
+    "SliceExclusion",
     "Study",
     "find_scans",
     "find_support",

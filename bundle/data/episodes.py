@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from bundle.data.cache import CachedScan, cached_scans
+from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import Scan
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
@@ -48,6 +49,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         channels: Copies of a slice, for encoders that want color.
         num_workers: Processes that compute superpixels; ``None`` means one a core.
         more_data: Further scans; one that ``data`` has is not taken twice.
+        exclusion: Which slices not to learn from (setting 2); ``None`` takes all (setting 1).
 
     Raises:
         ValueError: If there is no scan, no slice with a usable superpixel, or a setting is out of range.
@@ -69,6 +71,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         channels: int = 3,
         num_workers: int | None = None,
         more_data: Sequence[Scan] = (),
+        exclusion: SliceExclusion | None = None,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
@@ -84,7 +87,8 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         self.numbers = _standardization(self.scans, statistics)
         if statistics == "training_set" and statistics_file is not None:
             _write_statistics(Path(statistics_file), *self.numbers[0])
-        self.slices = self._usable_slices()
+        excluded = exclusion.of(self.data) if exclusion is not None and exclusion.organs else None
+        self.slices = self._usable_slices(excluded)
 
     def __len__(self) -> int:
         """Return the number of usable slices; any index from 0 is a valid episode."""
@@ -131,11 +135,13 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         # The supports come first, as in the authors' code.
         return {IMAGE: images[-1], LABEL: masks[-1], SUPPORT_IMAGE: images[:-1], SUPPORT_MASK: masks[:-1]}
 
-    def _usable_slices(self) -> list[tuple[int, int, np.ndarray]]:
-        """Return (scan, slice, drawable ids) of each slice that has one."""
+    def _usable_slices(self, excluded: list[np.ndarray] | None) -> list[tuple[int, int, np.ndarray]]:
+        """Return (scan, slice, drawable ids) of each slice that has one and is not excluded."""
         found = []
         for number, scan in enumerate(self.scans):
             for z, superpixels in enumerate(scan.superpixels):
+                if excluded is not None and excluded[number][z]:
+                    continue
                 areas = np.bincount(superpixels.ravel())
                 if self.id_rule == "reference":
                     ids = np.arange(1, len(areas) - 1)
@@ -148,7 +154,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
             raise ValueError(
                 f"no slice of the {len(self.scans)} scans has a superpixel of at least {self.min_area} pixels in the "
                 "body. Lower the body threshold (a wrong one puts all voxels outside the body), the superpixels' "
-                "min_size or min_area."
+                "min_size or min_area; in setting 2 name fewer test organs."
             )
         return found
 

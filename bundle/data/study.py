@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ class Study:
         training: Scans to learn from, without labels.
         support: The annotated scan that shows the organs.
         queries: Annotated scans to segment and compare.
+        training_labels: Label map of each training image that has one. Training in setting 1 never reads them; in
+            setting 2 they tell which slices to leave out.
     """
 
     training: list[ScanFiles]
     support: list[ScanFiles]
     queries: list[ScanFiles]
+    training_labels: dict[str, str] = field(default_factory=dict)
 
 
 def open_study(
@@ -67,7 +70,9 @@ def open_study(
     if fold is not None:
         held_out, support = fold_of(annotated, fold, num_folds)
         kept_away = {scan["image"] for scan in [*held_out, *support]}
-        return Study(_images([s for s in scans if s["image"] not in kept_away]), support, held_out)
+        training = [scan for scan in scans if scan["image"] not in kept_away]
+        labels = {scan["image"]: scan["label"] for scan in training if "label" in scan}
+        return Study(_images(training), support, held_out, labels)
     training = [scan for scan in scans if "label" not in scan]
     if not training:
         raise ValueError(
