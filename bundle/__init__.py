@@ -2,6 +2,7 @@
 
 A volume's way, room by room:
 
+    prepare/      downloads -> folders of volumes and label maps
     transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels; the two views
     data/         a study's scans, the superpixel cache, episodes, the phantom study
     networks/     images -> features -> prototypes -> similarity -> logits
@@ -9,7 +10,9 @@ A volume's way, room by room:
     inferers      support scans + query volume -> scores of every organ
     handlers      what happens around a training: progress, checkpoints, log
     reports       what an evaluation leaves: masks, overlays, tables
+    cases         each organ of each scan compared by metrics -> cases.csv, and report_page, to look at
+    cross_validation/   all folds, settings and seeds -> one table
     monai_label   the same inference behind a MONAI Label server; next_scan tells what to annotate there
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

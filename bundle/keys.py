@@ -32,3 +32,6 @@ NETWORK_LABEL = "network_label"
 
 EXPLAINED = "explained"
 """In the meta of scores: how similar the body is to its nearest prototypes, in logits, ``(1,)``."""
+
+PRED_MASKS = "pred_masks"
+"""One predicted mask an organ ``(O, H, W, Z)`` in {0, 1}, on the network's grid, for metrics."""

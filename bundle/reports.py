@@ -16,7 +16,7 @@ from monai.utils import ImageMetaKey
 from bundle.data.study import scan_name
 from bundle.files import written_whole
 from bundle.inferers import VolumeInferer
-from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED
+from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
 from bundle.transforms.slices import organ_slices, support_slices
 from bundle.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 
@@ -29,7 +29,6 @@ class DiceTable:
         path: The CSV file: a row for each evaluation, scan and organ.
         metric: Name of the evaluator's metric.
         title: What is evaluated, for the printed table.
-        weights: What was evaluated, where no training counts epochs; it stands in place of the epoch.
     """
 
     def __init__(
@@ -38,13 +37,11 @@ class DiceTable:
         path: str | Path,
         metric: str,
         title: str = "Dice",
-        weights: str | None = None,
     ) -> None:
         self.organs = list(organs)
         self.path = Path(path)
         self.metric = metric
         self.title = title
-        self.weights = weights
         self._scans: list[str] = []
         self._history: list[tuple[int, np.ndarray]] = []
 
@@ -57,7 +54,7 @@ class DiceTable:
     def note_scan(self, engine: Engine) -> None:
         """Remember which scan a row of the metric belongs to."""
         state: Any = engine.state
-        self._scans.extend(_name(item[IMAGE]) for item in state.batch)
+        self._scans.extend(name_of(item[IMAGE]) for item in state.batch)
 
     def report(self, engine: Engine) -> None:
         """Print and write."""
@@ -65,7 +62,7 @@ class DiceTable:
         dice = state.metric_details[self.metric].cpu().double().numpy()
         epoch = max(int(state.epoch), 0)
         self._history = [(other, means) for other, means in self._history if other != epoch]
-        self._history.append((epoch, np.array([_mean_of_present(column) for column in dice.T])))
+        self._history.append((epoch, np.array([mean_of_present(column) for column in dice.T])))
         self._write(epoch, dice)
         print(self.table(), flush=True)
 
@@ -73,24 +70,20 @@ class DiceTable:
         """Return the means of all evaluations so far as a text table."""
         width = max(12, *(len(organ) + 2 for organ in self.organs))
         lines = [f"{self.title}, mean over {len(self._scans)} scans"]
-        lines.append(
-            ("after epoch" if self.weights is None else "weights").ljust(16)
-            + "".join(name.rjust(width) for name in [*self.organs, "mean"])
-        )
+        lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
         for epoch, means in self._history:
-            name = self.weights or ("0 (untrained)" if epoch == 0 else str(epoch))
-            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, _mean_of_present(means)]))
+            name = "0 (untrained)" if epoch == 0 else str(epoch)
+            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, mean_of_present(means)]))
         return "\n".join(lines)
 
     def _write(self, epoch: int, dice: np.ndarray) -> None:
-        header = ["epoch" if self.weights is None else "weights", "scan", "organ", "dice"]
         rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
-        rows = [row for row in rows if self.weights is None and int(row[0]) < epoch]
+        rows = [row for row in rows if int(row[0]) < epoch]
         for scan, values in zip(self._scans, dice, strict=True):
             for organ, value in zip(self.organs, values, strict=True):
                 # An organ that the scan does not have has no Dice: said, not averaged.
-                rows.append([self.weights or str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
-        write_csv(self.path, [header, *rows])
+                rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
+        write_csv(self.path, [["epoch", "scan", "organ", "dice"], *rows])
 
 
 class SaveMasks:
@@ -115,9 +108,9 @@ class SaveMasks:
         """Write the scans of this iteration."""
         state: Any = engine.state
         for item in state.output:
-            name = _name(item[IMAGE])
+            name = name_of(item[IMAGE])
             mask = item[PRED]
-            save_nifti(mask, self.folder / f"{name}.nii.gz", like=_source(item[IMAGE]))
+            save_nifti(mask, self.folder / f"{name}.nii.gz", like=source_of(item[IMAGE]))
             self._add_volumes(name, mask)
 
     def _add_volumes(self, name: str, mask: MetaTensor) -> None:
@@ -134,11 +127,13 @@ class SaveOverlays:
     Args:
         folder: Where ``<scan>.png`` goes.
         inferer: Knows support and organs.
+        by_organ: Instead draw ``<scan>_<organ>.png``, a picture for every organ with its mask alone.
     """
 
-    def __init__(self, folder: str | Path, inferer: VolumeInferer) -> None:
+    def __init__(self, folder: str | Path, inferer: VolumeInferer, by_organ: bool = False) -> None:
         self.folder = Path(folder)
         self.inferer = inferer
+        self.by_organ = by_organ
 
     def attach(self, engine: Engine) -> None:
         """Draw after every scan."""
@@ -149,20 +144,28 @@ class SaveOverlays:
         state: Any = engine.state
         organs = self.inferer.organ_names()
         for batch, item in zip(state.batch, state.output, strict=True):
-            truth = batch.get(LABEL)
-            rows = [self._row(name, organ, list(organs.values()), item, truth) for name, organ in organs.items()]
-            save_png(stacked(rows), self.folder / f"{_name(item[IMAGE])}.png")
+            truth, scan = batch.get(LABEL), name_of(item[IMAGE])
+            ids = list(organs.values())
+            if self.by_organ:
+                for mask, (name, organ) in zip(item[PRED_MASKS], organs.items(), strict=True):
+                    row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
+                    save_png(row, self.folder / f"{scan}_{name}.png")
+            else:
+                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
+                save_png(stacked(rows), self.folder / f"{scan}.png")
 
-    def _row(self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any) -> np.ndarray:
+    def _row(
+        self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any, label: Any
+    ) -> np.ndarray:
         support = next(scan for scan in self.inferer.support_scans() if organ_slices(scan[LABEL], organ))
         z = support_slices(organ_slices(support[LABEL], organ), 1)[0]
         pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
         # Where the organ is thickest: in truth if there is one, else as predicted.
-        shown = item[NETWORK_LABEL] if truth is None else truth
+        shown = label if truth is None else truth
         z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
         if truth is not None:
             pictures.append(_captioned(item, truth, z, ids, f"query, truth (slice {z})"))
-        pictures.append(_captioned(item, item[NETWORK_LABEL], z, ids, f"query, prediction (slice {z})"))
+        pictures.append(_captioned(item, label, z, ids, f"query, prediction (slice {z})"))
         return side_by_side(pictures)
 
 
@@ -171,18 +174,20 @@ def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], 
     return caption(enlarged(overlay_label(image, label, ids)), text)
 
 
-def _mean_of_present(values: np.ndarray) -> float:
+def mean_of_present(values: np.ndarray) -> float:
     """Return the mean of what is a number; NaN if nothing is."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if len(present) else float("nan")
 
 
-def _source(image: MetaTensor) -> str:
+def source_of(image: MetaTensor) -> str:
+    """Return the file that a volume was read from."""
     return str(image.meta[ImageMetaKey.FILENAME_OR_OBJ])
 
 
-def _name(image: MetaTensor) -> str:
-    return scan_name(_source(image))
+def name_of(image: MetaTensor) -> str:
+    """Return the name of a volume's scan."""
+    return scan_name(source_of(image))
 
 
 def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:

@@ -18,6 +18,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
+from bundle.cases import read_cases
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 TRAIN = [str(CONFIGS / "train.yaml"), str(CONFIGS / "smoke.yaml")]
@@ -189,7 +191,11 @@ def test_an_evaluation_leaves_the_table_of_the_training_alone(trained: Path, tmp
     made.initialize()
     made.run()
     assert (tmp_path / "again" / "dice.csv").read_text() == before
-    assert (tmp_path / "again" / "evaluation.csv").read_text().splitlines()[1].startswith("model.pt,phantom_03,liver")
+    cases = read_cases(tmp_path / "again" / "cases.csv")
+    assert [(case["scan"], case["support"], case["organ"]) for case in cases] == [
+        ("phantom_03", "phantom_02", organ) for organ in ("liver", "kidneys", "spleen")
+    ]
+    assert "phantom_03" in (tmp_path / "again" / "report.html").read_text()
 
 
 def test_help_prints_the_keys_and_starts_nothing(tmp_path: Path) -> None:

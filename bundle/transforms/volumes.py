@@ -256,15 +256,16 @@ class RestoreGridd(MapTransform):
 
 
 def restore_grid(label: MetaTensor) -> MetaTensor:
-    """Bring a label map ``(1, H, W, Z)`` by nearest neighbor to the grid that its meta calls original."""
+    """Bring label maps or masks ``(C, H, W, Z)`` by nearest neighbor to the grid that their meta calls original."""
     meta = label.meta
     shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
     affine = np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=np.float64)
-    plain = convert_to_tensor(label, track_meta=False)[0]
+    plain = convert_to_tensor(label, track_meta=False)
     to_network = np.linalg.inv(np.asarray(label.affine, dtype=np.float64)) @ affine
-    values = _fetched(plain, to_network, shape).to(torch.int16 if float(plain.max()) > 255 else torch.uint8)
+    values = torch.stack([_fetched(channel, to_network, shape) for channel in plain])
+    values = values.to(torch.int16 if float(plain.max()) > 255 else torch.uint8)
     kept = {key: value for key, value in meta.items() if key != MetaKeys.AFFINE}
-    return MetaTensor(values[None], affine=torch.as_tensor(affine), meta=kept)
+    return MetaTensor(values, affine=torch.as_tensor(affine), meta=kept)
 
 
 def _fetched(volume: Tensor, to_volume: np.ndarray, shape: list[int]) -> Tensor:

@@ -1,0 +1,90 @@
+"""Processes that work side by side, share cores and GPUs, and end together."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Processes:
+    """The commands that run at present, so that they can be stopped together."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run_all(self, commands: Iterator[list[str]], folder: Path, slot: int, jobs: int) -> bool:
+        """Run commands one after the other, their output in ``log.txt``; return whether all ended well."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("ab") as log:
+            return all(self._run(command, log, _environment(slot, jobs)) for command in commands)
+
+    def _run(self, command: list[str], log: Any, environment: dict[str, str]) -> bool:
+        with self._lock:
+            if self._stopped:
+                return False
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+            self._running.add(process)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return code == 0
+
+    def stop(self) -> None:
+        """End what runs, and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is gone, even if that was killed."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    """Share cores and GPUs among the units; what the user has set stays."""
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    if (gpus := torch.cuda.device_count()) > 1:
+        environment.setdefault("CUDA_VISIBLE_DEVICES", str(slot % gpus))
+    return environment
+
+
+def default_jobs() -> int:
+    """Return how many trainings to run at the same time: one a GPU, or one for two cores."""
+    return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 2)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Let a request to terminate end this process as Ctrl-C does, so that what it started ends with it."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

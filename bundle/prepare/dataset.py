@@ -1,0 +1,262 @@
+"""All scans of a download -> a folder that the configs read. It goes on where it stopped.
+
+    <target>/images/<scan>.nii.gz
+    <target>/labels/<scan>.nii.gz
+    <target>/dataset.json           what this is, how it was made, and a record of each scan that is done
+
+``dataset.json`` is written anew after every scan. Each file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from nibabel.spatialimages import HeaderDataError
+from tqdm import tqdm
+
+import bundle
+from bundle.data.loading import BROKEN_FILE, ScanError
+from bundle.files import written_whole
+from bundle.keys import IMAGE, LABEL
+from bundle.prepare.dicom import Volumes
+from bundle.prepare.recipes import Recipe
+from bundle.prepare.sources import Source, SourceScan
+from bundle.reports import save_nifti
+from bundle.transforms.volumes import CheckLabeld, CheckVolumed
+
+RECORD = "dataset.json"
+FOLDERS = {IMAGE: "images", LABEL: "labels"}
+
+
+def prepare(source: Source, recipe: Recipe, target: Path, need_labels: bool = True) -> list[str]:
+    """Prepare every scan of a download that is not prepared yet.
+
+    Args:
+        source: The download.
+        recipe: What is done to its scans.
+        target: Where they go; made if missing.
+        need_labels: Whether a scan without a label is a problem.
+
+    Returns:
+        What is wrong with the scans that could not be prepared, a line each; all others are done.
+
+    Raises:
+        ValueError: If the target overlaps the source, or holds something else; then nothing is written.
+    """
+    _refuse_overlap(source, target)
+    dataset = Dataset(source, recipe, target)
+    problems = []
+    try:
+        dataset.write()
+        for scan in tqdm(source.scans, desc=f"preparing {source.name}", unit="scan"):
+            try:
+                volumes, digest = dataset.volumes(scan, need_labels)
+            except ScanError as error:
+                problems.append(str(error))
+                continue
+            if volumes:
+                dataset.add(scan, digest, volumes)
+    finally:
+        dataset.remove_leftovers()
+    return problems
+
+
+class Dataset:
+    """A prepared data set, finished or not.
+
+    Args:
+        source: The download that it is made from.
+        recipe: What is done to its scans.
+        folder: Where it is.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, folder: Path) -> None:
+        self.source, self.recipe, self.folder = source, recipe, folder
+        self.header: dict[str, Any] = {
+            "name": source.name,
+            "modality": source.modality,
+            "organs": None if source.organs is None else dict(source.organs),
+            "organs_as_found": source.organs is None,
+            "recipe": recipe.parameters,
+        }
+        self.records = self._present()
+
+    def volumes(self, scan: SourceScan, need_label: bool) -> tuple[Volumes, str]:
+        """Return a scan's prepared volumes, or none if it is done already, and the checksum of its files.
+
+        Raises:
+            ScanError: If the scan cannot be used; the message tells its name, its place and the reason.
+        """
+        try:
+            digest = _digest([*scan.image, *scan.label])
+            if self._is_done(scan, digest):
+                return {}, digest
+            if need_label and not scan.label:
+                raise ValueError("there is no label. --unlabeled keep takes such scans, --unlabeled skip leaves them.")
+            return _checked(self.recipe, self.source.read(scan), self.source.organs), digest
+        except (*BROKEN_FILE, HeaderDataError) as error:
+            place = os.path.relpath(scan.place, self.source.folder)
+            raise ScanError(f"{scan.name} (from {place}): {_in_words(error)}") from error
+
+    def add(self, scan: SourceScan, digest: str, volumes: Volumes) -> None:
+        """Write a scan's files, and then its record."""
+        record: dict[str, Any] = {"name": scan.name, "image": None, "label": None, "label_sha256": None}
+        for key, files in {IMAGE: scan.image, LABEL: scan.label}.items():
+            if key in volumes:
+                place = Path(FOLDERS[key]) / f"{scan.name}.nii.gz"
+                like = None if self.recipe.steps else str(files[0])
+                save_nifti(_small(volumes[key], key), self.folder / place, like)
+                record |= {key: place.as_posix(), f"{key}_sha256": _digest([self.folder / place], named=False)}
+        image = volumes[IMAGE]
+        relative = [os.path.relpath(path, self.source.folder) for path in (*scan.image, *scan.label)]
+        self.records[scan.name] = record | {
+            "source_files": [Path(path).as_posix() for path in relative],
+            "source_sha256": digest,
+            "shape": list(image.shape[1:]),
+            "spacing_mm": np.round(np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0), 5).tolist(),
+            "voxels": _voxels(volumes, self.source.organs),
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Write the record, unless it says so already; the folder is made if it is missing."""
+        text = json.dumps(self._document(), indent=2) + "\n"
+        path = self.folder / RECORD
+        if not path.is_file() or path.read_text() != text:
+            with written_whole(path) as unfinished:
+                unfinished.write_text(text)
+
+    def summary(self) -> list[str]:
+        """Return what there is, a line each: the scans, and the organs that some of them lack."""
+        lines = [f"{self.source.name}: {len(self.records)} scans prepared in {self.folder}"]
+        for record in self._document()["scans"]:
+            if record["absent"]:
+                lines.append(f"  {record['name']} does not show: {', '.join(record['absent'])}")
+        return lines
+
+    def remove_leftovers(self) -> None:
+        """Remove what a run that was stopped left half written."""
+        for folder in (self.folder, *(self.folder / name for name in FOLDERS.values())):
+            for path in folder.glob(".tmp-*"):
+                path.unlink()
+
+    def _present(self) -> dict[str, dict[str, Any]]:
+        """Return the records of the scans that are done."""
+        path = self.folder / RECORD
+        if not path.is_file():
+            self._refuse_other_content()
+            return {}
+        try:
+            present = json.loads(path.read_text())
+            records = {record["name"]: record for record in present["scans"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of a prepared data set. Choose another --target.") from error
+        given = [key for key in self.header if key != "organs" or self.source.organs is not None]
+        different = [
+            f"{key} {present.get(key)} -> {self.header[key]}" for key in given if present.get(key) != self.header[key]
+        ]
+        if different:
+            raise ValueError(
+                f"{self.folder} holds a data set that was prepared otherwise ({'; '.join(different)}). "
+                "Choose another --target."
+            )
+        return records
+
+    def _refuse_other_content(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--target {self.folder} is a file. Give a folder.")
+        content = self.folder.iterdir() if self.folder.is_dir() else []
+        if any(not path.name.startswith(".tmp-") for path in content):
+            raise ValueError(f"{self.folder} holds something that is no prepared data set. Choose another --target.")
+
+    def _is_done(self, scan: SourceScan, digest: str) -> bool:
+        record = self.records.get(scan.name, {})
+        files = [self.folder / record[key] for key in FOLDERS if record.get(key)]
+        return record.get("source_sha256") == digest and all(path.is_file() for path in files)
+
+    def _document(self) -> dict[str, Any]:
+        known = list(self.records.values())
+        organs = self.header["organs"]
+        if organs is None:
+            found = {organ for record in known for organ in record["voxels"]}
+            organs = {f"organ_{number}": number for number in sorted(int(organ[len("organ_") :]) for organ in found)}
+        origin = {"origin": self.source.origin, "licence": self.source.licence, "bundle_version": bundle.__version__}
+        scans = [
+            record | {"absent": [organ for organ in organs if record["label"] and not record["voxels"].get(organ)]}
+            for record in known
+        ]
+        order = {scan.name: place for place, scan in enumerate(self.source.scans)}
+        scans.sort(key=lambda record: order.get(record["name"], len(order)))
+        return self.header | {"organs": organs} | origin | {"scans": scans}
+
+
+def _refuse_overlap(source: Source, target: Path) -> None:
+    folders = {source.folder} | {path.parent for scan in source.scans for path in (*scan.image, *scan.label)}
+    wanted = target.resolve()
+    for folder in sorted(path.resolve() for path in folders):
+        if wanted == folder or wanted in folder.parents or folder in wanted.parents:
+            raise ValueError(
+                f"the prepared data must not lie in the source, nor the source in them: --target {target} and {folder} "
+                "overlap. Choose another --target."
+            )
+
+
+def _checked(recipe: Recipe, volumes: Volumes, organs: Mapping[str, int] | None) -> Volumes:
+    """Check what a scan's files hold, and prepare it."""
+    volumes = CheckLabeld(LABEL)(CheckVolumed(IMAGE)(volumes))
+    if LABEL in volumes and organs is not None:
+        unknown = sorted({int(value) for value in torch.unique(volumes[LABEL])} - {0, *organs.values()})
+        if unknown:
+            raise ValueError(
+                f"the label holds {unknown[:5]}, which is no organ of {dict(organs)}. Is it the label of this data set?"
+            )
+    prepared = recipe(volumes)
+    if LABEL in prepared and not bool(prepared[LABEL].any()):
+        raise ValueError("nothing of the label is left in the prepared field of view. Check spacing and size.")
+    return prepared
+
+
+def _small(volume: MetaTensor, key: str) -> Any:
+    """Return a volume in the smallest type that holds it exactly: uint8 (labels only), int16 or float32."""
+    low, high = float(volume.min()), float(volume.max())
+    if key == LABEL and high <= 255:
+        return volume.to(torch.uint8)
+    fits = torch.iinfo(torch.int16).min <= low and high <= torch.iinfo(torch.int16).max
+    return volume.to(torch.int16) if fits and bool((volume == volume.round()).all()) else volume.to(torch.float32)
+
+
+def _voxels(volumes: Volumes, organs: Mapping[str, int] | None) -> dict[str, int]:
+    """Count each organ's voxels; organs without a name are called ``organ_<id>``."""
+    if LABEL not in volumes:
+        return {}
+    ids, counts = np.unique(np.asarray(volumes[LABEL]).astype(int), return_counts=True)
+    found = {int(organ): int(count) for organ, count in zip(ids, counts, strict=True) if organ}
+    names = organs or {f"organ_{organ}": organ for organ in found}
+    return {name: found.get(organ, 0) for name, organ in names.items()}
+
+
+def _digest(files: Sequence[Path], named: bool = True) -> str:
+    """Return the SHA-256 of files' contents, and of their names, whose order pairs slices and labels."""
+    result = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        result.update(f"{path.name} {len(content)}\n".encode() * named)
+        result.update(content)
+    return result.hexdigest()
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, ValueError | FileNotFoundError):
+        return str(error)
+    return f"a file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."

@@ -1,0 +1,196 @@
+"""What is done to a scan's volumes, and the numbers of it that ``dataset.json`` keeps.
+
+    clean        MONAI's resampling in floating point, cropped or padded to exactly 256 x 256
+    reference    the authors' arithmetic (``bundle.transforms.reference``), with an affine that follows the crop
+
+Volumes come in as files hold them, ``(1, X, Y, Z)``, and go out like that: columns, rows, slices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+from bundle.keys import IMAGE, LABEL
+from bundle.prepare.dicom import Volumes
+from bundle.transforms.intensity import ClipTopd, WindowCTd
+from bundle.transforms.reference import center_crop_or_pad, clip_top, resample, resample_label, window_ct
+from bundle.transforms.volumes import FitSlicesd, SliceLayoutd
+
+Step = Callable[[Volumes], Volumes]
+
+BOTH = (IMAGE, LABEL)
+SIZE = 256
+MR_SPACING = (1.25, 1.25, 7.7)
+MR_PERCENTILE = 99.5
+CT_WINDOW = (-125.0, 275.0)
+CT_SIZE, CT_MARGIN = 512, 32
+CT_FIELD = (CT_SIZE - 2 * CT_MARGIN) / CT_SIZE
+"""The share of a CT slice's side that is kept."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a scan.
+
+    Attributes:
+        parameters: All that makes the result: equal parameters, equal result.
+        steps: One after the other; none leaves the scan as it is.
+        overrides: What the data set's config needs besides, on the command line, to take the result as it is.
+    """
+
+    parameters: dict[str, Any]
+    steps: Sequence[Step] = ()
+    overrides: str = ""
+
+    def __call__(self, volumes: Volumes) -> Volumes:
+        """Return the prepared volumes."""
+        for step in self.steps:
+            volumes = step(volumes)
+        return volumes
+
+
+def mr_recipe(arithmetic: str) -> Recipe:
+    """Abdominal MR: clip the top 0.5 %, 1.25 x 1.25 x 7.7 mm, 256 x 256 about the center."""
+    parameters = {"clip_percentile": MR_PERCENTILE, "spacing_mm": [*MR_SPACING], "size": [SIZE, SIZE]}
+    if arithmetic == "reference":
+        # Rows from front to back and the last one first, as in the authors' files: they resample from the first voxel.
+        steps: list[Step] = [SliceLayoutd(BOTH, "ALS"), functools.partial(_each, _reference_mr)]
+    else:
+        steps = [SliceLayoutd(BOTH, "PLS"), ClipTopd(IMAGE, MR_PERCENTILE), FitSlicesd(BOTH, (SIZE, SIZE), MR_SPACING)]
+    return Recipe({"arithmetic": arithmetic} | parameters, [*steps, _columns_first])
+
+
+def ct_recipe(arithmetic: str, orientation: str | None) -> Recipe:
+    """Abdominal CT: clip to the window, keep 448 / 512 of the side about the center, 256 x 256, slices as they are.
+
+    Args:
+        arithmetic: ``"clean"`` keeps HU, clipped; ``"reference"`` scales to [0, 255].
+        orientation: Of rows, columns and slices in the reference's arithmetic; ``None`` is that of the file.
+    """
+    parameters = {"window_hu": [*CT_WINDOW], "field_of_view": CT_FIELD, "size": [SIZE, SIZE]}
+    if arithmetic == "reference":
+        steps: list[Step] = [SliceLayoutd(BOTH, orientation), _check_window, functools.partial(_each, _reference_ct)]
+        overrides = "--orientation '$None' --spacing '$None' --intensity#low 0 --intensity#high 255"
+    else:
+        steps, overrides = [SliceLayoutd(BOTH, "PLS"), _clip_hu, _fit_field], ""
+    return Recipe({"arithmetic": arithmetic} | parameters, [*steps, _columns_first], overrides)
+
+
+def cardiac_recipe() -> Recipe:
+    """Cardiac MR: planes and slices as acquired; the longer side of a plane fills 256 pixels."""
+    return _fitted(None, "fit", (SIZE, SIZE))
+
+
+def nifti_recipe(
+    spacing: Sequence[float] | str | None, size: Sequence[int] | None, orientation: str | None = "PLS"
+) -> Recipe:
+    """Any volumes: as they are, or resampled if ``spacing`` or ``size`` is given; see ``FitSlicesd``.
+
+    Args:
+        spacing: (row, column, slice) in mm, -1 keeps; ``"fit"``, also if only ``size`` is given.
+        size: Rows and columns; 256 x 256 if only ``spacing`` is given.
+        orientation: Of rows, columns and slices, see ``SliceLayoutd``.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    if spacing is None and size is None:
+        return Recipe({"arithmetic": "none"})
+    return _fitted(orientation, spacing or "fit", size or (SIZE, SIZE))
+
+
+def _fitted(orientation: str | None, spacing: Sequence[float] | str, size: Sequence[int]) -> Recipe:
+    steps: list[Step] = [SliceLayoutd(BOTH, orientation), FitSlicesd(BOTH, size, spacing), _columns_first]
+    numbers = spacing if isinstance(spacing, str) else [*spacing]
+    parameters = {"orientation": orientation, "spacing_mm": numbers, "size": [*size]}
+    return Recipe({"arithmetic": "clean"} | parameters, steps)
+
+
+def _columns_first(volumes: Volumes) -> Volumes:
+    """Turn (rows, columns, slices) to the order of NIfTI files."""
+    result = dict(volumes)
+    for key in result:
+        row, column, out = nibabel.aff2axcodes(np.asarray(result[key].affine))
+        result[key] = Orientation(axcodes=f"{column}{row}{out}", labels=None)(result[key])
+    return result
+
+
+def _clip_hu(volumes: Volumes) -> Volumes:
+    low, high = CT_WINDOW
+    windowed = WindowCTd(IMAGE, low, high)(volumes)
+    return windowed | {IMAGE: windowed[IMAGE] * ((high - low) / 255) + low}
+
+
+def _fit_field(volumes: Volumes) -> Volumes:
+    """Resample so that the kept share of the longer side fills the slice: 512 pixels less 32 at each end, or alike."""
+    extent = np.asarray(volumes[IMAGE].pixdim, dtype=float)[:2] * volumes[IMAGE].shape[1:3]
+    pixel = float(max(extent)) * CT_FIELD / SIZE
+    return FitSlicesd(BOTH, (SIZE, SIZE), (pixel, pixel, -1))(volumes)
+
+
+def _check_window(volumes: Volumes) -> Volumes:
+    WindowCTd(IMAGE, *CT_WINDOW)(volumes)
+    return volumes
+
+
+def _each(change: Callable[[MetaTensor, bool], MetaTensor], volumes: Volumes) -> Volumes:
+    return {key: change(volume, key == LABEL) for key, volume in volumes.items()}
+
+
+def _reference_mr(volume: MetaTensor, is_label: bool) -> MetaTensor:
+    values = _whole(volume)
+    old = (
+        np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).astype(np.float32).astype(float)
+    )  # as NIfTI keeps it
+    if is_label:
+        resampled = resample_label(values, old, MR_SPACING)
+    else:
+        resampled = resample(clip_top(values, MR_PERCENTILE), old, MR_SPACING)
+    cropped = center_crop_or_pad(resampled, (SIZE, SIZE), fill=0 if is_label else None)
+    starts = [n // 2 - SIZE // 2 for n in resampled.shape[:2]]
+    step = np.array(MR_SPACING) / old
+    return _regridded(cropped, volume, start=step * [*starts, 0], step=step)
+
+
+def _reference_ct(volume: MetaTensor, is_label: bool) -> MetaTensor:
+    if tuple(volume.shape[1:3]) != (CT_SIZE, CT_SIZE):
+        raise ValueError(
+            f"the reference's arithmetic is made for slices of {CT_SIZE} x {CT_SIZE}, got {tuple(volume.shape[1:3])}. "
+            "Take --arithmetic clean."
+        )
+    step = (CT_FIELD * CT_SIZE / SIZE, CT_FIELD * CT_SIZE / SIZE, 1.0)
+    inside = (slice(CT_MARGIN, -CT_MARGIN), slice(CT_MARGIN, -CT_MARGIN))
+    if is_label:
+        values = resample_label(_whole(volume)[inside], (1, 1, 1), step)
+    else:
+        values = resample(window_ct(np.asarray(volume)[0], *CT_WINDOW)[inside], (1, 1, 1), step)
+    return _regridded(values, volume, start=np.array([CT_MARGIN, CT_MARGIN, 0]), step=np.array(step))
+
+
+def _whole(volume: MetaTensor) -> np.ndarray:
+    """Return a volume in 16 bits, as the authors have it."""
+    values = np.asarray(volume)[0]
+    limits = np.iinfo(np.int16)
+    if (values != np.rint(values)).any() or values.min() < limits.min or values.max() > limits.max:
+        raise ValueError(
+            "the reference's arithmetic is made for whole numbers of 16 bits, got values from "
+            f"{values.min():g} to {values.max():g}. Take --arithmetic clean."
+        )
+    return values.astype(np.int16)
+
+
+def _regridded(values: np.ndarray, old: MetaTensor, start: np.ndarray, step: np.ndarray) -> MetaTensor:
+    """Give values ``(H, W, Z)`` an affine: their voxel ``i`` lies at the old volume's ``start + step * i``."""
+    change = np.diag([*step, 1.0])
+    change[:3, 3] = start
+    affine = np.asarray(old.affine, dtype=float) @ change
+    return MetaTensor(torch.as_tensor(values.astype(np.float32))[None], affine=torch.as_tensor(affine))

@@ -1,0 +1,304 @@
+"""What was downloaded -> its scans: where each one's files lie, and how they are read.
+
+Only names are looked at here; files are opened scan by scan, later.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai.transforms import EnsureChannelFirstd, LoadImaged
+
+from bundle.data.study import IMAGE_SUFFIXES, scan_name
+from bundle.keys import IMAGE, LABEL
+from bundle.prepare.dicom import Grays, Volumes, read_stack
+
+CHAOS_MR_GRAYS = {1: (55, 70), 2: (110, 135), 3: (175, 200), 4: (240, 255)}
+CHAOS_MR_ORGANS = {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
+BTCV_ORGANS = {
+    "spleen": 1,
+    "right_kidney": 2,
+    "left_kidney": 3,
+    "gallbladder": 4,
+    "esophagus": 5,
+    "liver": 6,
+    "stomach": 7,
+    "aorta": 8,
+    "ivc": 9,
+    "portal_splenic_vein": 10,
+    "pancreas": 11,
+    "right_adrenal": 12,
+    "left_adrenal": 13,
+}
+MSCMR_ORGANS = {"lv_myocardium": 200, "lv_blood_pool": 500, "rv": 600}
+
+LEFT_OUT = {"Test_Sets", "Testing", "__MACOSX"}
+"""Folders not looked into: test sets have no labels, and macOS leaves shadows of zipped files."""
+
+
+@dataclass(frozen=True)
+class SourceScan:
+    """A scan's files in a download.
+
+    Attributes:
+        name: What it is called from now on; its last number is the scan's id.
+        place: Where it was found, for messages.
+        image: Files of its image; none if they are missing.
+        label: Files of its label, in the order of the image's; none if it has no label.
+    """
+
+    name: str
+    place: Path
+    image: tuple[Path, ...]
+    label: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A download.
+
+    Attributes:
+        name: Name of the data set.
+        folder: Where it lies.
+        modality: ``"mr"`` or ``"ct"``.
+        organs: Names and ids; ``None`` if they are what the labels hold.
+        origin: Where the data come from.
+        licence: Their terms.
+        config: The data set's override in ``configs/``.
+        scans: In the order of their ids.
+        read: Gives a scan's volumes.
+    """
+
+    name: str
+    folder: Path
+    modality: str
+    organs: Mapping[str, int] | None
+    origin: str
+    licence: str
+    config: str
+    scans: Sequence[SourceScan]
+    read: Callable[[SourceScan], Volumes]
+
+
+def open_chaos(folder: Path, part: str) -> Source:
+    """Find the scans of CHAOS as unzipped.
+
+    Args:
+        folder: ``MR`` or ``CT``, or any folder above.
+        part: ``"mr"`` for the T2-SPIR scans, ``"ct"``.
+
+    Raises:
+        ValueError: If there are none, or two of the same number.
+    """
+    below = Path("T2SPIR") if part == "mr" else Path()
+    found: dict[int, list[Path]] = {}
+    for scan in _chaos_folders(folder, part):
+        found.setdefault(int(scan.name), []).append(scan)
+    _refuse_twice(found.values())
+    pattern = {"mr": "MR/<number>/T2SPIR/DICOM_anon/*.dcm", "ct": "CT/<number>/DICOM_anon/*.dcm"}[part]
+    _refuse_none(found, folder, f"{pattern} of the CHAOS training set")
+    scans = [
+        SourceScan(
+            f"chaos_{part}_{number:02d}",
+            scan,
+            _files(scan / below / "DICOM_anon", ".dcm"),
+            _files(scan / below / "Ground", ".png"),
+        )
+        for number, (scan,) in sorted(found.items())
+    ]
+    grays: Grays = CHAOS_MR_GRAYS if part == "mr" else {1: (1, 65535)}
+    return Source(
+        name=f"chaos_{part}",
+        folder=folder,
+        modality=part,
+        organs=CHAOS_MR_ORGANS if part == "mr" else {"liver": 1},
+        origin="CHAOS, Kavur et al. 2019, doi:10.5281/zenodo.3362844",
+        licence="CC BY-NC-SA 4.0",
+        config="data_chaos_t2" if part == "mr" else "data_sabs_ct",
+        scans=scans,
+        read=functools.partial(_read_dicom, grays=grays),
+    )
+
+
+def open_btcv(folder: Path) -> Source:
+    """Find the scans of BTCV, Synapse's ``RawData``, in a folder or below.
+
+    Raises:
+        ValueError: If there are none, or two of the same number.
+    """
+    images = _numbered(folder, r"img(\d+)\.nii(\.gz)?")
+    labels = _numbered(folder, r"label(\d+)\.nii(\.gz)?")
+    _refuse_none(images, folder, "Training/img/img0001.nii.gz and the like, of Synapse's RawData")
+    return Source(
+        name="btcv",
+        folder=folder,
+        modality="ct",
+        organs=BTCV_ORGANS,
+        origin="BTCV (SABS), Landman et al. 2015, Synapse syn3193805, RawData",
+        licence="terms of Synapse",
+        config="data_sabs_ct",
+        scans=_paired(images, labels, "btcv_{:04d}"),
+        read=read_files,
+    )
+
+
+def open_mscmr(folder: Path) -> Source:
+    """Find the bSSFP scans (C0) of MS-CMRSeg 2019 in a folder or below.
+
+    Raises:
+        ValueError: If there are none, or two of the same number.
+    """
+    images = _numbered(folder, r"patient(\d+)_C0\.nii(\.gz)?")
+    labels = _numbered(folder, r"patient(\d+)_C0_manual\.nii(\.gz)?")
+    _refuse_none(images, folder, "patient1_C0.nii.gz and the like, of MS-CMRSeg 2019")
+    return Source(
+        name="mscmr",
+        folder=folder,
+        modality="mr",
+        organs=MSCMR_ORGANS,
+        origin="MS-CMRSeg 2019, Zhuang et al., bSSFP (C0)",
+        licence="terms of the challenge",
+        config="data_mscmr",
+        scans=_paired(images, labels, "mscmr_{:02d}"),
+        read=read_files,
+    )
+
+
+def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | None, modality: str) -> Source:
+    """Find the scans of any folder.
+
+    Args:
+        folder: Holds the images, or ``images/`` (and ``labels/``).
+        labels: Holds the labels: of equal names, or else of equal last numbers.
+        organs: Names and ids; ``None`` takes what the labels hold.
+        modality: ``"mr"`` or ``"ct"``.
+
+    Raises:
+        ValueError: If there is no image, or it is not clear which label belongs to which image.
+    """
+    images = _by_name(folder / "images" if (folder / "images").is_dir() else folder)
+    _refuse_none(images, folder, f"images ({', '.join(IMAGE_SUFFIXES)}), there or in images/")
+    label_of = _matched(images, _by_name(labels or folder / "labels"))
+    return Source(
+        name=(folder.parent if folder.name == "images" else folder).name,
+        folder=folder,
+        modality=modality,
+        organs=organs,
+        origin="the user's own files",
+        licence="as the files'",
+        config="data_nifti" if modality == "mr" else "data_sabs_ct",
+        scans=[
+            SourceScan(name, path, (path,), (label_of[name],) if name in label_of else ())
+            for name, path in images.items()
+        ],
+        read=read_files,
+    )
+
+
+def read_files(scan: SourceScan) -> Volumes:
+    """Read a scan of one file an image and label: float32 ``(1, X, Y, Z)`` as the files hold them."""
+    if not scan.image:
+        raise ValueError("there is a label, but no image.")
+    files = {IMAGE: scan.image[0]} | ({LABEL: scan.label[0]} if scan.label else {})
+    volumes = LoadImaged(list(files), image_only=True)(files)
+    return EnsureChannelFirstd(list(files))(volumes)
+
+
+def _read_dicom(scan: SourceScan, grays: Grays) -> Volumes:
+    return read_stack(scan.image, scan.label, grays)
+
+
+def _chaos_folders(folder: Path, part: str) -> set[Path]:
+    """Return a part's numbered folders, complete or not; the test sets, which have no labels, are left out."""
+    contents = {"mr": ("T1DUAL", "T2SPIR"), "ct": ("DICOM_anon", "Ground")}[part]
+    found = {path.parent for name in contents for path in _below(folder, name)}
+    return {scan for scan in found if scan.name.isdecimal()}
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    """Return what a folder holds at any depth, but for what is left out and hidden things."""
+    return [
+        path
+        for path in folder.rglob(pattern)
+        if not any(part.startswith(".") or part in LEFT_OUT for part in path.relative_to(folder).parts)
+    ]
+
+
+def _files(folder: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, ...]:
+    """Return the files of a folder, if it is there, with the numbers in their names in counting order."""
+    found = folder.iterdir() if folder.is_dir() else []
+    visible = [path for path in found if path.name.lower().endswith(suffixes) and not path.name.startswith(".")]
+    return tuple(sorted(visible, key=_natural))
+
+
+def _natural(path: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
+    found: dict[int, list[Path]] = {}
+    for path in sorted(_below(folder, "*.nii*")):
+        if match := re.fullmatch(pattern, path.name):
+            found.setdefault(int(match[1]), []).append(path)
+    _refuse_twice(found.values())
+    return {number: path for number, (path,) in found.items()}
+
+
+def _paired(images: Mapping[int, Path], labels: Mapping[int, Path], name: str) -> list[SourceScan]:
+    return [
+        SourceScan(
+            name.format(number),
+            images.get(number) or labels[number],
+            tuple(path for path in [images.get(number)] if path),
+            tuple(path for path in [labels.get(number)] if path),
+        )
+        for number in sorted({*images, *labels})
+    ]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    found: dict[str, list[Path]] = {}
+    for path in _files(folder, IMAGE_SUFFIXES):
+        found.setdefault(scan_name(path), []).append(path)
+    _refuse_twice(found.values())
+    return {name: path for name, (path,) in found.items()}
+
+
+def _matched(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the label of each image that has one, by name.
+
+    Raises:
+        ValueError: If a label's name and number belong to no image, or to several.
+    """
+    if labels.keys() <= images.keys():
+        return dict(labels)
+    image_of, label_of = _by_last_number(images), _by_last_number(labels)
+    if image_of is None or label_of is None or not label_of.keys() <= image_of.keys():
+        orphans = ", ".join(sorted(labels.keys() - images.keys())[:5])
+        raise ValueError(
+            f"a label must have the name of its image, or the same last number if no other has it: {orphans} cannot "
+            "be matched. Rename the labels as their images."
+        )
+    return {image_of[number]: labels[name] for number, name in label_of.items()}
+
+
+def _by_last_number(names: Iterable[str]) -> dict[int, str] | None:
+    """Return the names by their last numbers, or ``None`` if some have none or the same."""
+    numbers = {name: re.findall(r"\d+", name) for name in names}
+    by_number = {int(found[-1]): name for name, found in numbers.items() if found}
+    return by_number if len(by_number) == len(numbers) else None
+
+
+def _refuse_twice(found: Iterable[Sequence[Path]]) -> None:
+    for paths in found:
+        if len(paths) > 1:
+            raise ValueError(f"{paths[0]} and {paths[1]} are of the same scan. Keep one, or give a narrower --source.")
+
+
+def _refuse_none(found: Sized, folder: Path, looked_for: str) -> None:
+    if not found:
+        raise ValueError(f"{folder} holds no {looked_for}. Give the folder that was downloaded and unzipped.")

@@ -1,0 +1,216 @@
+"""``python -m bundle.cross_validation`` on a phantom study: finished, repeated, changed, stopped, broken."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from bundle.cases import read_cases
+from bundle.cross_validation.__main__ import CrossValidation
+from bundle.data.phantoms import write_phantom_study
+
+ROOT = Path(__file__).parents[2]
+FOLDS = "[0,1]"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six annotated phantoms."""
+    return write_phantom_study(tmp_path_factory.mktemp("study") / "six", unlabeled=0, labeled=6, size=(64, 64, 6))
+
+
+def words(study: Path, output: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "bundle.cross_validation", "run", "--configs", "smoke", "--dataset_dir", str(study),
+        "--output_dir", str(output), "--folds", FOLDS, *more,
+    ]  # fmt: skip
+
+
+def call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_here(study: Path, output: Path, **keys: Any) -> None:
+    """The same in this process, where nothing is started."""
+    given = {"configs": "smoke", "dataset_dir": str(study), "output_dir": str(output), "folds": [0, 1]}
+    CrossValidation().run(**{**given, **keys})
+
+
+@pytest.fixture(scope="module")
+def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cross-validation of two folds, both at the same time."""
+    output = tmp_path_factory.mktemp("cross_validation")
+    done = call(words(study, output, "--jobs", "2", "--method", "small"))
+    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in output.rglob("log.txt"))
+    (output / "stdout.txt").write_text(done.stdout)
+    return output
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file of the units was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("fold_*/**/*") if path.is_file()}
+
+
+def test_every_query_of_every_fold_has_its_cases(finished: Path) -> None:
+    cases = read_cases(finished / "cases.csv")
+    # Of six scans fold 0 holds out the first and takes the second as support; fold 1 the second and the third.
+    queries = {(case["fold"], case["scan"], case["support"]) for case in cases}
+    assert queries == {("0", "phantom_00", "phantom_01"), ("1", "phantom_01", "phantom_02")}
+    assert Counter((case["protocol"], case["organ"]) for case in cases) == {
+        (protocol, organ): 2 for protocol in ("paper", "volume") for organ in ("liver", "kidneys", "spleen")
+    }
+    assert {(case["method"], case["seed"], case["setting"]) for case in cases} == {("small", "1234", "1")}
+
+
+def test_the_table_and_the_report_are_there(finished: Path) -> None:
+    table = (finished / "table.md").read_text()
+    assert table in (finished / "stdout.txt").read_text()
+    for text in ("liver", "kidneys", "spleen", "mean", "paper", "volume", "small"):
+        assert text in table
+    page = (finished / "report.html").read_text()
+    assert "data:image/jpeg" in page
+    assert "epoch_length" in page
+
+
+def test_the_mean_of_the_table_is_the_mean_of_the_folds(finished: Path) -> None:
+    by_fold: dict[str, list[float]] = {}
+    for case in read_cases(finished / "cases.csv"):
+        if (case["organ"], case["protocol"]) == ("liver", "volume"):
+            by_fold.setdefault(case["fold"], []).append(100 * float(case["dice"]))
+    mean = sum(sum(values) / len(values) for values in by_fold.values()) / len(by_fold)
+    line = next(line for line in (finished / "table.md").read_text().splitlines() if "volume" in line)
+    header = (finished / "table.md").read_text().splitlines()[0].split("|")
+    assert f"{mean:.1f}" in line.split("|")[[name.strip() for name in header].index("liver")]
+
+
+def test_the_same_command_again_does_nothing_again(finished: Path, study: Path) -> None:
+    before = stamps(finished)
+    done = call(words(study, finished, "--method", "small"))
+    assert done.returncode == 0
+    assert "2 of 2 units are done" in done.stdout
+    assert stamps(finished) == before
+
+
+@pytest.mark.parametrize("keys", [{"max_epochs": 2}, {"nsd_tolerance": 1.0}, {"method": "large"}, {"untrained": True}])
+def test_another_setting_is_refused_and_changes_nothing(finished: Path, study: Path, keys: dict[str, Any]) -> None:
+    before = stamps(finished)
+    with pytest.raises(ValueError, match=f"must not be mixed: .*{next(iter(keys))} was"):
+        run_here(study, finished, **{"method": "small", **keys})
+    assert stamps(finished) == before
+
+
+def test_other_data_are_refused(finished: Path, study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "five")
+    for folder in ("images", "labels"):
+        sorted((tmp_path / "five" / folder).iterdir())[-1].unlink()
+    with pytest.raises(ValueError, match="data was 6 scans"):
+        run_here(tmp_path / "five", finished, method="small")
+
+
+def test_two_commands_do_not_work_in_one_folder(finished: Path, study: Path) -> None:
+    with FileLock(finished / ".lock"), pytest.raises(ValueError, match="another cross-validation works in"):
+        run_here(study, finished, method="small")
+
+
+def test_runs_are_compared_in_one_table(finished: Path, study: Path, tmp_path: Path) -> None:
+    untrained = tmp_path / "untrained"
+    assert call(words(study, untrained, "--untrained", "true", "--jobs", "2")).returncode == 0
+    assert not list(untrained.rglob("model.pt"))
+    done = call(
+        [sys.executable, "-m", "bundle.cross_validation", "compare", "--runs", f"{finished},{untrained}",
+         "--output_dir", str(tmp_path / "both"), "--title", "Small against untrained"]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {case["method"] for case in read_cases(tmp_path / "both" / "cases.csv")} == {"small", "untrained"}
+    assert "Small against untrained" in (tmp_path / "both" / "report.html").read_text()
+
+
+def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
+    done = call(
+        [sys.executable, "-m", "bundle.cross_validation", "compare", "--runs", str(tmp_path), "--output_dir", "x"]
+    )
+    assert done.returncode == 1
+    assert "is no folder of a cross-validation" in done.stderr
+
+
+def test_a_killed_run_goes_on_where_it_was(study: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    command = words(study, output, "--epoch_length", "40", "--jobs", "1")
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    first, second = (output / f"fold_{fold}" / "seed_1234" for fold in (0, 1))
+    log = second / "log" / "training.csv"
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and len(log.read_text().splitlines()) > 1):
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    done_first = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert not (second / "model.pt").exists()
+    while subprocess.run(["pgrep", "-f", str(output)], capture_output=True, check=False).stdout:
+        assert time.monotonic() < deadline, "its trainings must end with it"
+        time.sleep(0.1)
+
+    done = call(command)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 units are done" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()} == done_first
+    assert "last.pt at step" in (second / "log.txt").read_text()
+    with log.open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [20, 40]
+
+
+def test_a_unit_that_fails_is_named_and_the_others_are_done(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "broken")
+    output = tmp_path / "out"
+    # A training scan of fold 0 that is fold 1's query: fold 1 fails in its evaluation, fold 0 in its training.
+    scans = sorted((tmp_path / "broken" / "labels").iterdir())
+    scans[0].write_bytes(scans[0].read_bytes()[:200])
+    done = call(words(tmp_path / "broken", output, "--jobs", "2"))
+    assert done.returncode == 1
+    assert "1 of 2 units failed" in done.stderr
+    assert "fold_0/seed_1234: see" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {case["fold"] for case in read_cases(output / "cases.csv")} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"folds": [5]}, "fold must be a whole number from 0 to 4"),
+        ({"folds": "all"}, "folds and seeds must be whole numbers"),
+        ({"seeds": []}, "folds and seeds must be whole numbers"),
+        ({"setting": 3}, "setting must be 1, 2 or legacy_all"),
+        ({"setting": 2}, "setting 2 needs groups"),
+        ({"setting": 2, "groups": {"lower": ["bladder"]}}, "groups must name organs .*bladder"),
+        ({"jobs": 0}, "jobs must be a whole number of at least 1"),
+        ({"max_epoch": 3}, "unknown key 'max_epoch'"),
+        ({"configs": "data_chaos"}, "there is no config data_chaos"),
+        ({"dataset_dir": "nowhere"}, "nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(study: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run_here(study, tmp_path / "out", **keys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_a_mistake_in_one_sentence(study: Path, tmp_path: Path) -> None:
+    done = call(words(study, tmp_path / "out", "--setting", "2"))
+    assert done.returncode == 1
+    assert "error: setting 2 needs groups" in done.stderr
+    assert "Traceback" not in done.stderr
