@@ -7,7 +7,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -106,6 +107,22 @@ def explain_errors() -> None:
     """
     if _is_command():
         sys.excepthook = _explain
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Let a command that fails over its input, or is stopped, end in one sentence, with exit code 1.
+
+    ``MONAI_DEBUG`` shows the traceback.
+    """
+    try:
+        yield
+    except (*EXPLAINED_ERRORS, OSError) as error:
+        if os.environ.get("MONAI_DEBUG"):
+            raise
+        sys.exit(f"error: {error}\n(MONAI_DEBUG=1 shows where it came from)")
+    except KeyboardInterrupt:
+        sys.exit("stopped. Give the same command again to go on.")
 
 
 def _is_command() -> bool:

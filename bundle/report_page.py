@@ -177,7 +177,7 @@ def write_report(
     title: str,
     settings: Mapping[str, str],
     published: Mapping[str, Mapping[str, float]] | None = None,
-    picture_of: Callable[[Case], Path | None] = lambda _: None,
+    picture_of: Callable[[Case], Path | None] | None = lambda _: None,
     notes: Sequence[str] = (),
 ) -> None:
     """Write the report of an evaluation as one HTML page with everything within. Same input, same bytes.
@@ -186,10 +186,10 @@ def write_report(
         path: Where the page goes.
         cases: Rows of ``cases.csv``, of one dataset.
         title: Heading of the page.
-        settings: What the page says of configuration and versions.
+        settings: What the page says of configuration and versions; names with ``::`` are folded away.
         published: Dice x 100 by setting and organ, to be shown beside.
         picture_of: Where a case's picture lies: support, query with truth, query with prediction. ``None``, or a path
-            without a file, is said on the page.
+            without a file, is said on the page. Without this function the page has no pictures.
         notes: Sentences below the title.
 
     Raises:
@@ -207,7 +207,8 @@ def write_report(
         others=other_metrics(cases),
         plots=[(organ, box_plot(cases, organ)) for organ in organs_of(cases)],
         gallery=[entry for organ in organs_of(cases) for entry in _gallery(cases, organ)],
-        jpeg_of=lambda case: _jpeg(picture_of(case)),
+        pictures=picture_of is not None,
+        jpeg_of=lambda case: _jpeg(picture_of(case) if picture_of else None),
         cases=sorted(cases, key=_by_dice),
         settings=settings,
     )

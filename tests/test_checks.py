@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bundle.checks import explain_errors, refuse_counts, refuse_unknown_keys, switch
+from bundle.checks import explain_errors, in_one_sentence, refuse_counts, refuse_unknown_keys, switch
 from bundle.data.loading import ScanError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -237,3 +237,16 @@ def test_the_words_of_the_bundle_are_shown_and_not_what_they_explain(capsys: pyt
 def test_counts_below_one_or_not_whole_are_refused(count: Any) -> None:
     with pytest.raises(ValueError, match="epoch_length must be a whole number of at least 1"):
         refuse_counts(max_epochs=2, epoch_length=count)
+
+
+def test_a_command_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONAI_DEBUG", raising=False)
+    with pytest.raises(SystemExit, match=r"error: no folder\n\(MONAI_DEBUG=1"), in_one_sentence():
+        raise FileNotFoundError("no folder")
+    with pytest.raises(SystemExit, match="stopped"), in_one_sentence():
+        raise KeyboardInterrupt
+    with pytest.raises(TypeError), in_one_sentence():
+        raise TypeError("a mistake of ours")
+    monkeypatch.setenv("MONAI_DEBUG", "1")
+    with pytest.raises(ValueError, match="wrong"), in_one_sentence():
+        raise ValueError("wrong")

@@ -494,3 +494,18 @@ def test_cases_that_would_give_wrong_means_are_refused(tmp_path: Path, cases: li
     with pytest.raises(ValueError, match=message):
         page(tmp_path, cases)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_without_pictures_has_no_place_for_them(tmp_path: Path) -> None:
+    page(tmp_path, scans("liver", "0", 0.5, 1.0), picture_of=None)
+    text = (tmp_path / "report.html").read_text()
+    assert "Best, median" not in text
+    assert "#pictures" not in text
+
+
+def test_inner_keys_are_folded_away(tmp_path: Path) -> None:
+    page(tmp_path, [case(0.5)], settings={"max_epochs": "3", "loss::weight": "0.05"})
+    before, _, folded = (tmp_path / "report.html").read_text().partition("All keys of the config, 1")
+    assert "max_epochs" in before
+    assert "loss::weight" in folded
+    assert "loss::weight" not in before

@@ -13,8 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +25,7 @@ import fire
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from bundle.checks import EXPLAINED_ERRORS, refuse_counts, switch
+from bundle.checks import in_one_sentence, refuse_counts, switch
 from bundle.cross_validation.processes import Processes, default_jobs, ending_together
 from bundle.cross_validation.results import described_by, refuse_other_settings, write_results
 from bundle.cross_validation.workflow import Unit, Workflow
@@ -69,7 +67,7 @@ class CrossValidation:
             seeds: Seeds of the trainings, such as 1234 or [1,2,3].
             method: What the table calls it; the folder's name if not said.
             untrained: Do not train: the encoder as it starts.
-            jobs: Units at the same time; one a GPU, or half the cores, if not said.
+            jobs: Units at the same time; one a GPU, or one a core, if not said.
             **keys: Any key of the configs, such as --max_epochs 100.
         """
         root = Path(output_dir)
@@ -77,7 +75,7 @@ class CrossValidation:
         workflow = Workflow(names, {"dataset_dir": str(dataset_dir), **keys}, _setting(setting), switch(untrained))
         units = list(_units(root, workflow, _numbers(folds, range(NUM_FOLDS)), _numbers(seeds, ())))
         method = method or root.resolve().name
-        jobs = default_jobs() if jobs is None else jobs
+        jobs = default_jobs(len(units)) if jobs is None else jobs
         refuse_counts(jobs=jobs)
         described = described_by(workflow, list_scans(dataset_dir), method)
         root.mkdir(parents=True, exist_ok=True)
@@ -92,24 +90,30 @@ class CrossValidation:
                 "Mend the cause and give the same command again."
             )
 
-    def compare(self, runs: str | Sequence[str], output_dir: str, title: str = "Cross-validation") -> None:
+    def compare(
+        self, runs: str | Sequence[str], output_dir: str, title: str = "Cross-validation", pictures: bool = True
+    ) -> None:
         """Put finished runs side by side in one table and one report.
 
         Args:
             runs: Output folders of ``run``, separated by commas.
             output_dir: Where cases.csv, table.md and report.html go.
             title: Of the report.
+            pictures: Whether the report shows best, median and worst cases; they are patients' images.
         """
         roots = [Path(name) for name in (runs.split(",") if isinstance(runs, str) else runs)]
         for root in roots:
             if not (root / "settings.json").is_file():
                 raise FileNotFoundError(f"{root} is no folder of a cross-validation: it has no settings.json.")
-        settings = {
-            f"{root.resolve().name}: {key}": value
-            for root in roots
-            for key, value in json.loads((root / "settings.json").read_text())["settings"].items()
+        found = [json.loads((root / "settings.json").read_text())["settings"] for root in roots]
+        shared = {key: value for key, value in found[0].items() if all(one.get(key) == value for one in found)}
+        own = {
+            f"{one['method']}, setting {one['setting']}: {key}": value
+            for one in found
+            for key, value in one.items()
+            if key not in shared and key not in ("method", "setting")
         }
-        write_results(roots, Path(output_dir), title, settings)
+        write_results(roots, Path(output_dir), title, {**own, **shared}, switch(pictures))
 
 
 def _units(root: Path, workflow: Workflow, folds: Sequence[int], seeds: Sequence[int]) -> Iterator[Unit]:
@@ -212,17 +216,6 @@ def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[
     return list(dict.fromkeys(numbers))
 
 
-def main() -> None:
-    """Run the command line."""
-    try:
-        fire.Fire(CrossValidation, name="bundle.cross_validation")
-    except EXPLAINED_ERRORS as error:
-        if os.environ.get("MONAI_DEBUG"):
-            raise
-        sys.exit(f"error: {error}\n(MONAI_DEBUG=1 shows where it came from)")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
-
-
 if __name__ == "__main__":
-    main()
+    with in_one_sentence():
+        fire.Fire(CrossValidation, name="bundle.cross_validation")

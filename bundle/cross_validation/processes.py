@@ -71,9 +71,9 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
     return environment
 
 
-def default_jobs() -> int:
-    """Return how many trainings to run at the same time: one a GPU, or one for two cores."""
-    return torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 2)
+def default_jobs(units: int) -> int:
+    """Return how many units to run at the same time: one a GPU, or one a core."""
+    return max(1, min(units, torch.cuda.device_count() or os.cpu_count() or 1))
 
 
 @contextmanager

@@ -56,7 +56,9 @@ IN_UNITS = ("hd95_mm", "fp_outside_ml", "seconds")
 """Metrics that are printed in their own units; the others are shares, printed times 100."""
 
 
-def write_results(roots: Sequence[Path], folder: Path, title: str, settings: Mapping[str, str]) -> None:
+def write_results(
+    roots: Sequence[Path], folder: Path, title: str, settings: Mapping[str, str], with_pictures: bool = True
+) -> None:
     """Gather the cases of all finished units of some cross-validations, and write and print their table.
 
     Args:
@@ -64,6 +66,7 @@ def write_results(roots: Sequence[Path], folder: Path, title: str, settings: Map
         folder: Where ``cases.csv``, ``table.md`` and ``report.html`` go.
         title: Of the report.
         settings: What the report says of configuration.
+        with_pictures: Whether the report shows best, median and worst cases.
     """
     folders = {path.parent: read_cases(path) for root in roots for path in _tables(root)}
     cases = [case for found in folders.values() for case in found]
@@ -88,7 +91,7 @@ def write_results(roots: Sequence[Path], folder: Path, title: str, settings: Map
         title=title,
         settings={**settings, **made_with},
         published=published,
-        picture_of=lambda case: pictures[_key(case)],
+        picture_of=(lambda case: pictures[_key(case)]) if with_pictures else None,
     )
     print(f"{table}\n{len(cases)} cases: cases.csv, table.md and report.html in {folder}", flush=True)
 

@@ -16,7 +16,6 @@ import dataclasses
 import difflib
 import inspect
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import fire
 
+from bundle.checks import in_one_sentence
 from bundle.data.loading import report_problems
 from bundle.prepare.dataset import Dataset, prepare
 from bundle.prepare.recipes import Recipe, cardiac_recipe, ct_recipe, mr_recipe, nifti_recipe
@@ -148,20 +148,14 @@ def main(words: Sequence[str]) -> None:
     if name in ("--help", "-h"):
         print(inspect.cleandoc(__doc__))
         return
-    if name not in COMMANDS:
-        sys.exit(f"error: there is no command {name!r}, only {', '.join(COMMANDS)}.")
-    if "--help" in options or "-h" in options:
-        print(inspect.getdoc(COMMANDS[name]))
-        return
-    _quiet_monai()
-    try:
+    with in_one_sentence():
+        if name not in COMMANDS:
+            raise ValueError(f"there is no command {name!r}, only {', '.join(COMMANDS)}.")
+        if "--help" in options or "-h" in options:
+            print(inspect.getdoc(COMMANDS[name]))
+            return
+        _quiet_monai()
         fire.Fire(COMMANDS[name], command=options, name=f"bundle.prepare {name}")
-    except (ValueError, OSError) as error:
-        if os.environ.get("MONAI_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped. Run the same command again to go on.")
 
 
 def _quiet_monai() -> None:

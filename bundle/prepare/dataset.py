@@ -113,11 +113,13 @@ class Dataset:
         """Write a scan's files, and then its record."""
         record: dict[str, Any] = {"name": scan.name, "image": None, "label": None, "label_sha256": None}
         for key, files in {IMAGE: scan.image, LABEL: scan.label}.items():
-            if key in volumes:
-                place = Path(FOLDERS[key]) / f"{scan.name}.nii.gz"
-                like = None if self.recipe.steps else str(files[0])
-                save_nifti(_small(volumes[key], key), self.folder / place, like)
-                record |= {key: place.as_posix(), f"{key}_sha256": _digest([self.folder / place], named=False)}
+            place = Path(FOLDERS[key]) / f"{scan.name}.nii.gz"
+            if key not in volumes:
+                (self.folder / place).unlink(missing_ok=True)  # of an earlier run, when the source had a label
+                continue
+            like = None if self.recipe.steps else str(files[0])
+            save_nifti(_small(volumes[key], key), self.folder / place, like)
+            record |= {key: place.as_posix(), f"{key}_sha256": _digest([self.folder / place], named=False)}
         image = volumes[IMAGE]
         relative = [os.path.relpath(path, self.source.folder) for path in (*scan.image, *scan.label)]
         self.records[scan.name] = record | {

@@ -39,9 +39,10 @@ def test_cores_and_gpus_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     show = python("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])")
     Processes().run_all(iter([show]), tmp_path, slot=3, jobs=4)
     assert (tmp_path / "log.txt").read_text() == "2 1\n"
-    assert default_jobs() == 2
+    assert default_jobs(units=5) == 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert default_jobs() == 4
+    assert default_jobs(units=5) == 5
+    assert default_jobs(units=10) == 8
 
 
 def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

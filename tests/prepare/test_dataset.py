@@ -129,8 +129,8 @@ def test_only_what_changed_is_made_again(tmp_path: Path, source: Path) -> None:
     assert tree(target) == tree_of_a_new_run(source, tmp_path / "new")
 
 
-def tree_of_a_new_run(source: Path, target: Path) -> dict[str, str]:
-    run("nifti", source=source, target=target)
+def tree_of_a_new_run(source: Path, target: Path, **options: str) -> dict[str, str]:
+    run("nifti", source=source, target=target, **options)
     return tree(target)
 
 
@@ -333,6 +333,13 @@ def test_scans_without_a_label_can_be_kept_or_skipped(tmp_path: Path) -> None:
         assert [path.name for path in (target / "labels").iterdir()] == ["mscmr_01.nii.gz"]
     kept = record_of(tmp_path / "keep")["scans"][1]
     assert (kept["label"], kept["voxels"], kept["absent"]) == (None, {}, [])
+
+
+def test_a_label_that_is_gone_from_the_source_goes_from_the_target(tmp_path: Path, source: Path) -> None:
+    run("nifti", source=source, target=tmp_path / "target")
+    (source / "labels" / "label_2.nii.gz").unlink()
+    assert run("nifti", source=source, target=tmp_path / "target", unlabeled="keep") == 0
+    assert tree(tmp_path / "target") == tree_of_a_new_run(source, tmp_path / "new", unlabeled="keep")
 
 
 def test_a_disk_that_is_full_ends_the_run_in_one_sentence(
