@@ -113,7 +113,13 @@ class CaseTable:
             }
 
     def report(self, engine: Engine) -> None:
-        """Write the rows, and print the means."""
+        """Write the rows and the report, and print the means.
+
+        Raises:
+            ValueError: If there is no case.
+        """
+        if not self._rows:
+            raise ValueError("there is nothing to compare: no annotated scan but the support. Annotate another one.")
         write_csv(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in self._rows)])
         lines = [f"{self.case['protocol']} protocol, {len(self._rows)} cases, means over the scans that have the organ"]
         lines.append("organ".ljust(20) + "".join(name.rjust(15) for name in COMPARED))

@@ -146,6 +146,13 @@ def test_a_picture_of_an_organ_shows_its_mask_alone(scan: dict[str, Any], tmp_pa
     assert not (tmp_path / "overlays" / "scan_1.png").exists()
 
 
+def test_an_evaluation_without_a_scan_says_so(tmp_path: Path) -> None:
+    inferer: Any = SimpleNamespace(organ_names=lambda: ORGANS, support_scans=list)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        CaseTable(tmp_path / "cases.csv", inferer, CASE).report(Engine(lambda *_: None))
+    assert not (tmp_path / "cases.csv").exists()
+
+
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "other.csv", [["scan", "dice"], ["a", "1"]])
     with pytest.raises(ValueError, match="no table of cases"):

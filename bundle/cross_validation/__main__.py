@@ -78,6 +78,8 @@ class CrossValidation:
         jobs = default_jobs(len(units)) if jobs is None else jobs
         refuse_counts(jobs=jobs)
         described = described_by(workflow, list_scans(dataset_dir), method)
+        if root.exists() and not root.is_dir():
+            raise ValueError(f"output_dir {root} is a file. Give a folder.")
         root.mkdir(parents=True, exist_ok=True)
         with _alone_in(root):
             refuse_other_settings(root / "settings.json", described)

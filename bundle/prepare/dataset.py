@@ -26,11 +26,10 @@ import bundle
 from bundle.data.loading import BROKEN_FILE, ScanError
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL
-from bundle.prepare.dicom import Volumes
 from bundle.prepare.recipes import Recipe
 from bundle.prepare.sources import Source, SourceScan
 from bundle.reports import save_nifti
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed
+from bundle.transforms.volumes import CheckLabeld, CheckVolumed, Data
 
 RECORD = "dataset.json"
 FOLDERS = {IMAGE: "images", LABEL: "labels"}
@@ -92,7 +91,7 @@ class Dataset:
         }
         self.records = self._present()
 
-    def volumes(self, scan: SourceScan, need_label: bool) -> tuple[Volumes, str]:
+    def volumes(self, scan: SourceScan, need_label: bool) -> tuple[Data, str]:
         """Return a scan's prepared volumes, or none if it is done already, and the checksum of its files.
 
         Raises:
@@ -109,7 +108,7 @@ class Dataset:
             place = os.path.relpath(scan.place, self.source.folder)
             raise ScanError(f"{scan.name} (from {place}): {_in_words(error)}") from error
 
-    def add(self, scan: SourceScan, digest: str, volumes: Volumes) -> None:
+    def add(self, scan: SourceScan, digest: str, volumes: Data) -> None:
         """Write a scan's files, and then its record."""
         record: dict[str, Any] = {"name": scan.name, "image": None, "label": None, "label_sha256": None}
         for key, files in {IMAGE: scan.image, LABEL: scan.label}.items():
@@ -214,7 +213,7 @@ def _refuse_overlap(source: Source, target: Path) -> None:
             )
 
 
-def _checked(recipe: Recipe, volumes: Volumes, organs: Mapping[str, int] | None) -> Volumes:
+def _checked(recipe: Recipe, volumes: Data, organs: Mapping[str, int] | None) -> Data:
     """Check what a scan's files hold, and prepare it."""
     volumes = CheckLabeld(LABEL)(CheckVolumed(IMAGE)(volumes))
     if LABEL in volumes and organs is not None:
@@ -238,7 +237,7 @@ def _small(volume: MetaTensor, key: str) -> Any:
     return volume.to(torch.int16) if fits and bool((volume == volume.round()).all()) else volume.to(torch.float32)
 
 
-def _voxels(volumes: Volumes, organs: Mapping[str, int] | None) -> dict[str, int]:
+def _voxels(volumes: Data, organs: Mapping[str, int] | None) -> dict[str, int]:
     """Count each organ's voxels; organs without a name are called ``organ_<id>``."""
     if LABEL not in volumes:
         return {}

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
@@ -24,8 +23,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from bundle.data.loading import BROKEN_FILE
 from bundle.keys import IMAGE, LABEL
-
-Volumes = dict[Any, Any]
+from bundle.transforms.volumes import Data
 
 BROKEN_SLICE = (*BROKEN_FILE, InvalidDicomError, BytesLengthException, struct.error, TypeError, SyntaxError)
 """What pydicom and PIL raise over a damaged file; TypeError is of a word where a DICOM header must hold a number."""
@@ -62,7 +60,7 @@ class DicomSlice:
         return f"{self.file.name} at {tuple(float(mm) for mm in np.round(self.place * _LPS, 2))}"
 
 
-def read_stack(dicom: Sequence[Path], png: Sequence[Path], grays: Grays) -> Volumes:
+def read_stack(dicom: Sequence[Path], png: Sequence[Path], grays: Grays) -> Data:
     """Read a scan.
 
     Args:

@@ -20,12 +20,11 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from bundle.keys import IMAGE, LABEL
-from bundle.prepare.dicom import Volumes
 from bundle.transforms.intensity import ClipTopd, WindowCTd
 from bundle.transforms.reference import center_crop_or_pad, clip_top, resample, resample_label, window_ct
-from bundle.transforms.volumes import FitSlicesd, SliceLayoutd
+from bundle.transforms.volumes import Data, FitSlicesd, SliceLayoutd
 
-Step = Callable[[Volumes], Volumes]
+Step = Callable[[Data], Data]
 
 BOTH = (IMAGE, LABEL)
 SIZE = 256
@@ -51,7 +50,7 @@ class Recipe:
     steps: Sequence[Step] = ()
     overrides: str = ""
 
-    def __call__(self, volumes: Volumes) -> Volumes:
+    def __call__(self, volumes: Data) -> Data:
         """Return the prepared volumes."""
         for step in self.steps:
             volumes = step(volumes)
@@ -115,7 +114,7 @@ def _fitted(orientation: str | None, spacing: Sequence[float] | str, size: Seque
     return Recipe({"arithmetic": "clean"} | parameters, steps)
 
 
-def _columns_first(volumes: Volumes) -> Volumes:
+def _columns_first(volumes: Data) -> Data:
     """Turn (rows, columns, slices) to the order of NIfTI files."""
     result = dict(volumes)
     for key in result:
@@ -124,25 +123,25 @@ def _columns_first(volumes: Volumes) -> Volumes:
     return result
 
 
-def _clip_hu(volumes: Volumes) -> Volumes:
+def _clip_hu(volumes: Data) -> Data:
     low, high = CT_WINDOW
     windowed = WindowCTd(IMAGE, low, high)(volumes)
     return windowed | {IMAGE: windowed[IMAGE] * ((high - low) / 255) + low}
 
 
-def _fit_field(volumes: Volumes) -> Volumes:
+def _fit_field(volumes: Data) -> Data:
     """Resample so that the kept share of the longer side fills the slice: 512 pixels less 32 at each end, or alike."""
     extent = np.asarray(volumes[IMAGE].pixdim, dtype=float)[:2] * volumes[IMAGE].shape[1:3]
     pixel = float(max(extent)) * CT_FIELD / SIZE
     return FitSlicesd(BOTH, (SIZE, SIZE), (pixel, pixel, -1))(volumes)
 
 
-def _check_window(volumes: Volumes) -> Volumes:
+def _check_window(volumes: Data) -> Data:
     WindowCTd(IMAGE, *CT_WINDOW)(volumes)
     return volumes
 
 
-def _each(change: Callable[[MetaTensor, bool], MetaTensor], volumes: Volumes) -> Volumes:
+def _each(change: Callable[[MetaTensor, bool], MetaTensor], volumes: Data) -> Data:
     return {key: change(volume, key == LABEL) for key, volume in volumes.items()}
 
 

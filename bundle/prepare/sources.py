@@ -9,13 +9,14 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE, LABEL
-from bundle.prepare.dicom import Grays, Volumes, read_stack
+from bundle.transforms.volumes import Data
 
 CHAOS_MR_GRAYS = {1: (55, 70), 2: (110, 135), 3: (175, 200), 4: (240, 255)}
 CHAOS_MR_ORGANS = {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
@@ -81,7 +82,7 @@ class Source:
     licence: str
     config: str
     scans: Sequence[SourceScan]
-    read: Callable[[SourceScan], Volumes]
+    read: Callable[[SourceScan], Data]
 
 
 def open_chaos(folder: Path, part: str) -> Source:
@@ -92,8 +93,10 @@ def open_chaos(folder: Path, part: str) -> Source:
         part: ``"mr"`` for the T2-SPIR scans, ``"ct"``.
 
     Raises:
-        ValueError: If there are none, or two of the same number.
+        ValueError: If there are none, or two of the same number, or pydicom is missing.
     """
+    if find_spec("pydicom") is None:
+        raise ValueError("CHAOS comes as DICOM, which pydicom reads: install it (pip install pydicom).")
     below = Path("T2SPIR") if part == "mr" else Path()
     found: dict[int, list[Path]] = {}
     for scan in _chaos_folders(folder, part):
@@ -110,7 +113,7 @@ def open_chaos(folder: Path, part: str) -> Source:
         )
         for number, (scan,) in sorted(found.items())
     ]
-    grays: Grays = CHAOS_MR_GRAYS if part == "mr" else {1: (1, 65535)}
+    grays = CHAOS_MR_GRAYS if part == "mr" else {1: (1, 65535)}
     return Source(
         name=f"chaos_{part}",
         folder=folder,
@@ -199,7 +202,7 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
     )
 
 
-def read_files(scan: SourceScan) -> Volumes:
+def read_files(scan: SourceScan) -> Data:
     """Read a scan of one file an image and label: float32 ``(1, X, Y, Z)`` as the files hold them."""
     if not scan.image:
         raise ValueError("there is a label, but no image.")
@@ -208,7 +211,9 @@ def read_files(scan: SourceScan) -> Volumes:
     return EnsureChannelFirstd(list(files))(volumes)
 
 
-def _read_dicom(scan: SourceScan, grays: Grays) -> Volumes:
+def _read_dicom(scan: SourceScan, grays: Mapping[int, tuple[int, int]]) -> Data:
+    from bundle.prepare.dicom import read_stack  # the others do without pydicom
+
     return read_stack(scan.image, scan.label, grays)
 
 

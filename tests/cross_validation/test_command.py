@@ -209,6 +209,12 @@ def test_a_mistake_is_said_before_any_work(study: Path, tmp_path: Path, keys: di
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_output_folder(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        run_here(study, tmp_path / "file")
+
+
 def test_the_command_says_a_mistake_in_one_sentence(study: Path, tmp_path: Path) -> None:
     done = call(words(study, tmp_path / "out", "--setting", "2"))
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -263,6 +264,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+def spoil_header(path: Path) -> None:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[70:72] = b"\xff\x7f"  # the code of the voxels' type
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], shift: float = 0.0) -> None:
     file = nibabel.load(path)
     affine = file.affine.copy()
@@ -276,6 +283,7 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], shift: float
         (lambda s: truncate(s / "images" / "scan_2.nii.gz"), "a file cannot be read .*truncated"),
         (lambda s: truncate(s / "labels" / "label_2.nii.gz"), "a file cannot be read .*truncated"),
         (lambda s: (s / "images" / "scan_2.nii.gz").write_bytes(b"no image"), "a file cannot be read"),
+        (lambda s: spoil_header(s / "images" / "scan_2.nii.gz"), "a file cannot be read .*HeaderDataError"),
         (lambda s: (s / "labels" / "label_2.nii.gz").unlink(), "there is no label. --unlabeled keep"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v[:-1]), r"its image's shape \(20, 24, 6\)"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.asarray, shift=3.0), "corners 3.0 mm apart"),
@@ -350,7 +358,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_sentence(
 
     monkeypatch.setattr(dataset, "save_nifti", fail)
     assert run("nifti", source=source, target=tmp_path / "target") == 1
-    assert said(capsys).strip().endswith("error: [Errno 28] No space left on device")
+    assert said(capsys).startswith("error: [Errno 28] No space left on device")
 
 
 def test_an_id_above_255_is_kept(tmp_path: Path) -> None:

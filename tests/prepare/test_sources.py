@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.prepare import sources
 from bundle.prepare.sources import open_btcv, open_chaos, open_mscmr, open_nifti, read_files
 from tests.prepare.downloads import write_btcv, write_chaos_ct, write_chaos_mr, write_mscmr, write_plain
 
@@ -27,6 +28,12 @@ def test_chaos_is_found_from_any_folder_above(chaos: Path, place: str) -> None:
     scans = open_chaos((chaos / place).resolve(), "mr").scans
     assert [scan.name for scan in scans] == ["chaos_mr_02", "chaos_mr_10"]
     assert [len(scan.image) for scan in scans] == [len(scan.label) for scan in scans] == [8, 8]
+
+
+def test_chaos_without_pydicom_tells_what_to_install(chaos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"install it \(pip install pydicom\)"):
+        open_chaos(chaos, "mr")
 
 
 def test_chaos_ct_is_its_own_part(chaos: Path) -> None:
