@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,8 @@ def explain_errors() -> None:
     """
     if _is_command():
         sys.excepthook = _explain
+        # MONAI tells for every file that it has no GPU decoder for DICOM.
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 @contextmanager

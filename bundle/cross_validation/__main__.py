@@ -74,7 +74,8 @@ class CrossValidation:
         names = configs.split(",") if isinstance(configs, str) else list(configs)
         workflow = Workflow(names, {"dataset_dir": str(dataset_dir), **keys}, _setting(setting), switch(untrained))
         units = list(_units(root, workflow, _numbers(folds, range(NUM_FOLDS)), _numbers(seeds, ())))
-        method = method or root.resolve().name
+        # "a, b" on the command line comes as a tuple.
+        method = ", ".join(map(str, method)) if isinstance(method, tuple) else str(method or root.resolve().name)
         jobs = default_jobs(len(units)) if jobs is None else jobs
         refuse_counts(jobs=jobs)
         described = described_by(workflow, list_scans(dataset_dir), method)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from bundle.cases import read_cases
@@ -159,7 +160,15 @@ def _config_path(name: str) -> Path:
 
 def _as_words(keys: Mapping[str, Any]) -> list[str]:
     """Spell keys as the command line of monai.bundle takes them."""
-    return [word for key, value in keys.items() for word in (f"--{key}", "$None" if value is None else str(value))]
+    return [word for key, value in keys.items() for word in (f"--{key}", _as_word(value))]
+
+
+def _as_word(value: Any) -> str:
+    if value is None:
+        return "$None"
+    # A text that looks like a number or a list, such as a folder called 2026, is put in quotes.
+    is_other = isinstance(value, str) and DefaultParseValue(value) != value
+    return repr(value) if is_other else str(value)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

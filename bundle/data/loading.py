@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ Scan = Mapping[str, Any]
 
 logger = logging.getLogger(__name__)
 
-BROKEN_FILE = (RuntimeError, ValueError, OSError, EOFError, ImageFileError, zlib.error)
+BROKEN_FILE = (RuntimeError, ValueError, OSError, EOFError, ImageFileError, HeaderDataError, zlib.error)
 """What MONAI, nibabel and zlib raise over a file that is damaged or is not what it should be."""
 
 

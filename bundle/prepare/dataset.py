@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
 import bundle
@@ -104,7 +103,7 @@ class Dataset:
             if need_label and not scan.label:
                 raise ValueError("there is no label. --unlabeled keep takes such scans, --unlabeled skip leaves them.")
             return _checked(self.recipe, self.source.read(scan), self.source.organs), digest
-        except (*BROKEN_FILE, HeaderDataError) as error:
+        except BROKEN_FILE as error:
             place = os.path.relpath(scan.place, self.source.folder)
             raise ScanError(f"{scan.name} (from {place}): {_in_words(error)}") from error
 

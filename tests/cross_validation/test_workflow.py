@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fire.parser import DefaultParseValue
 
 from bundle.cases import COLUMNS
 from bundle.cross_validation.workflow import PROTOCOLS, Unit, Workflow
@@ -80,6 +81,14 @@ def test_a_key_of_the_evaluation_alone_does_not_reach_the_training(tmp_path: Pat
     training, paper, _ = commands(made(nsd_tolerance=1.5), unit(tmp_path))
     assert "--nsd_tolerance" not in training
     assert paper["--nsd_tolerance"] == "1.5"
+
+
+def test_texts_reach_the_commands_as_texts(tmp_path: Path) -> None:
+    training, paper, _ = commands(made(dataset_dir="2026", amp="true"), unit(tmp_path))
+    for word, text in ((training["--dataset_dir"], "2026"), (paper["--method"], "ours")):
+        assert DefaultParseValue(word) == text
+    words = list(made().commands(unit(tmp_path), Path("cache"), "untrained, plain"))[1]
+    assert DefaultParseValue(words[words.index("--method") + 1]) == "untrained, plain"
 
 
 @pytest.mark.parametrize(
