@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 import shutil
 import subprocess
@@ -53,9 +55,10 @@ def run_here(study: Path, output: Path, **keys: Any) -> None:
 def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished cross-validation of two folds, both at the same time."""
     output = tmp_path_factory.mktemp("cross_validation")
-    done = call(words(study, output, "--jobs", "2", "--method", "small"))
-    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in output.rglob("log.txt"))
-    (output / "stdout.txt").write_text(done.stdout)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_here(study, output, jobs=2, method="small")
+    (output / "stdout.txt").write_text(printed.getvalue())
     return output
 
 
@@ -126,24 +129,23 @@ def test_two_commands_do_not_work_in_one_folder(finished: Path, study: Path) -> 
 
 
 def test_runs_are_compared_in_one_table(finished: Path, study: Path, tmp_path: Path) -> None:
-    untrained = tmp_path / "untrained"
-    assert call(words(study, untrained, "--untrained", "true", "--jobs", "2")).returncode == 0
+    untrained = tmp_path / "runs" / "plain"
+    run_here(study, untrained, untrained=True, jobs=2, method=("untrained", "plain"))
     assert not list(untrained.rglob("model.pt"))
-    done = call(
-        [sys.executable, "-m", "bundle.cross_validation", "compare", "--runs", f"{finished},{untrained}",
-         "--output_dir", str(tmp_path / "both"), "--title", "Small against untrained"]
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert {case["method"] for case in read_cases(tmp_path / "both" / "cases.csv")} == {"small", "untrained"}
-    assert "Small against untrained" in (tmp_path / "both" / "report.html").read_text()
+    CrossValidation().compare(f"{finished},{untrained}", str(tmp_path / "both"), title="Small against untrained")
+    cases = read_cases(tmp_path / "both" / "cases.csv")
+    assert {case["method"] for case in cases} == {"small", "untrained, plain"}
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "Small against untrained" in page
+    assert "data:image/jpeg" in page
+    assert "untrained, plain, setting 1: untrained" in page
+    CrossValidation().compare([str(finished)], str(tmp_path / "one"), pictures=False)
+    assert "data:image/jpeg" not in (tmp_path / "one" / "report.html").read_text()
 
 
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
-    done = call(
-        [sys.executable, "-m", "bundle.cross_validation", "compare", "--runs", str(tmp_path), "--output_dir", "x"]
-    )
-    assert done.returncode == 1
-    assert "is no folder of a cross-validation" in done.stderr
+    with pytest.raises(FileNotFoundError, match="is no folder of a cross-validation"):
+        CrossValidation().compare(str(tmp_path), str(tmp_path / "out"))
 
 
 def test_a_killed_run_goes_on_where_it_was(study: Path, tmp_path: Path) -> None:
@@ -177,14 +179,11 @@ def test_a_killed_run_goes_on_where_it_was(study: Path, tmp_path: Path) -> None:
 def test_a_unit_that_fails_is_named_and_the_others_are_done(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "broken")
     output = tmp_path / "out"
-    # A training scan of fold 0 that is fold 1's query: fold 1 fails in its evaluation, fold 0 in its training.
-    scans = sorted((tmp_path / "broken" / "labels").iterdir())
-    scans[0].write_bytes(scans[0].read_bytes()[:200])
-    done = call(words(tmp_path / "broken", output, "--jobs", "2"))
-    assert done.returncode == 1
-    assert "1 of 2 units failed" in done.stderr
-    assert "fold_0/seed_1234: see" in done.stderr
-    assert "Traceback" not in done.stderr
+    # The query of fold 0: a broken label is read by its evaluation, and by no training.
+    label = min((tmp_path / "broken" / "labels").iterdir())
+    label.write_bytes(label.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 units failed.*fold_0/seed_1234: see .*log\.txt"):
+        run_here(tmp_path / "broken", output, jobs=2)
     assert {case["fold"] for case in read_cases(output / "cases.csv")} == {"1"}
 
 
