@@ -29,7 +29,7 @@ from bundle.checks import in_one_sentence, refuse_counts, switch
 from bundle.cross_validation.processes import Processes, default_jobs, ending_together
 from bundle.cross_validation.results import described_by, refuse_other_settings, write_results
 from bundle.cross_validation.workflow import Unit, Workflow
-from bundle.data.exclusion import SETTINGS
+from bundle.data.exclusion import checked_setting
 from bundle.data.study import fold_of, list_scans
 
 NUM_FOLDS = 5
@@ -72,7 +72,9 @@ class CrossValidation:
         """
         root = Path(output_dir)
         names = configs.split(",") if isinstance(configs, str) else list(configs)
-        workflow = Workflow(names, {"dataset_dir": str(dataset_dir), **keys}, _setting(setting), switch(untrained))
+        workflow = Workflow(
+            names, {"dataset_dir": str(dataset_dir), **keys}, checked_setting(setting), switch(untrained)
+        )
         units = list(_units(root, workflow, _numbers(folds, range(NUM_FOLDS)), _numbers(seeds, ())))
         # "a, b" on the command line comes as a tuple.
         method = ", ".join(map(str, method)) if isinstance(method, tuple) else str(method or root.resolve().name)
@@ -204,12 +206,6 @@ def _alone_in(root: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise ValueError(f"another cross-validation works in {root}. Wait for it, or choose another folder.") from error
-
-
-def _setting(value: Any) -> Any:
-    if value not in SETTINGS or isinstance(value, bool):
-        raise ValueError(f"setting must be 1, 2 or legacy_all, got {value!r}.")
-    return value
 
 
 def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[int]:

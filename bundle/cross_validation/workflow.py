@@ -12,7 +12,6 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.cases import read_cases
 from bundle.checks import refuse_unknown_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,21 +54,12 @@ class Unit:
     @property
     def folder(self) -> Path:
         """Where the unit's files go."""
-        return unit_folder(self.root, self.group, self.fold, self.seed)
+        return self.root / self.group / f"fold_{self.fold}" / f"seed_{self.seed}"
 
     @property
     def done(self) -> bool:
         """Whether all tables of the unit are there; each is written at the end, whole."""
         return all((self.folder / protocol / "cases.csv").is_file() for protocol in PROTOCOLS)
-
-    def cases(self) -> list[dict[str, str]]:
-        """Return the unit's cases."""
-        return [case for protocol in PROTOCOLS for case in read_cases(self.folder / protocol / "cases.csv")]
-
-
-def unit_folder(root: Path, group: str, fold: int | str, seed: int | str) -> Path:
-    """Return the folder of a unit."""
-    return root / group / f"fold_{fold}" / f"seed_{seed}"
 
 
 class Workflow:

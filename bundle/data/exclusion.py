@@ -13,7 +13,17 @@ from bundle.keys import IMAGE, LABEL
 
 Setting = Literal[1, 2, "legacy_all"]
 
-SETTINGS = (1, 2, "legacy_all")
+
+def checked_setting(setting: Any) -> Setting:
+    """Return a setting.
+
+    Raises:
+        ValueError: If there is no such setting.
+    """
+    if setting not in (1, 2, "legacy_all") or isinstance(setting, bool):
+        raise ValueError(f"setting must be 1, 2 or 'legacy_all', got {setting!r}.")
+    known: Setting = setting
+    return known
 
 
 class SliceExclusion:
@@ -42,8 +52,7 @@ class SliceExclusion:
         labels: Mapping[str, str],
         transform: Callable[[Any], Any],
     ) -> None:
-        if setting not in SETTINGS or isinstance(setting, bool):
-            raise ValueError(f"setting must be 1, 2 or 'legacy_all', got {setting!r}.")
+        self.setting = checked_setting(setting)
         names = [test_organs] if isinstance(test_organs, str) else list(test_organs or [])
         if unknown := [name for name in names if name not in organs]:
             raise ValueError(f"test_organs must be among organs ({', '.join(organs)}), got {', '.join(unknown)}.")
@@ -54,7 +63,6 @@ class SliceExclusion:
                 f"setting {setting} leaves out slices that show organs of the test: name them in test_organs, such as "
                 f"[{', '.join(list(organs)[:2])}]."
             )
-        self.setting = setting
         self.organs = [organs[name] for name in names]
         self.names = names
         self.labels = labels

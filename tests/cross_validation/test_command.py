@@ -193,7 +193,7 @@ def test_a_unit_that_fails_is_named_and_the_others_are_done(study: Path, tmp_pat
         ({"folds": [5]}, "fold must be a whole number from 0 to 4"),
         ({"folds": "all"}, "folds and seeds must be whole numbers"),
         ({"seeds": []}, "folds and seeds must be whole numbers"),
-        ({"setting": 3}, "setting must be 1, 2 or legacy_all"),
+        ({"setting": 3}, "setting must be 1, 2 or 'legacy_all'"),
         ({"setting": 2}, "setting 2 needs groups"),
         ({"setting": 2, "groups": {"lower": ["bladder"]}}, "groups must name organs .*bladder"),
         ({"jobs": 0}, "jobs must be a whole number of at least 1"),
