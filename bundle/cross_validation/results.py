@@ -11,7 +11,7 @@ from typing import Any
 from bundle.cases import COLUMNS, read_cases, versions
 from bundle.cross_validation.workflow import PROTOCOLS, Workflow
 from bundle.files import written_whole
-from bundle.report_page import METRICS, Score, organs_of, other_metrics, summary, write_report
+from bundle.report_page import METRICS, NAMES, Score, organs_of, other_metrics, summary, write_report
 from bundle.reports import write_csv
 
 
@@ -133,4 +133,4 @@ def _tables(root: Path) -> list[Path]:
 
 
 def _key(case: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(case[name] for name in ("method", "setting", "group", "fold", "seed", "scan", "organ", "protocol"))
+    return tuple(case[name] for name in NAMES)

@@ -10,6 +10,7 @@ import torch
 
 from bundle.data.loading import Scan, read_scan
 from bundle.keys import IMAGE, LABEL
+from bundle.transforms.slices import shows_organ
 
 Setting = Literal[1, 2, "legacy_all"]
 
@@ -102,4 +103,4 @@ class SliceExclusion:
                 "Take it out, or use setting 1."
             )
         volume = torch.as_tensor(read_scan({IMAGE: scan[IMAGE], LABEL: label}, self.transform)[LABEL])
-        return np.stack([np.asarray((volume[0] == organ).any(dim=0).any(dim=0)) for organ in self.organs])
+        return np.stack([np.asarray(shows_organ(volume, organ)) for organ in self.organs])

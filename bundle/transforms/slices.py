@@ -13,9 +13,14 @@ import torch
 from torch import Tensor
 
 
+def shows_organ(label: Tensor, organ: int) -> Tensor:
+    """Return for each slice of ``label (1, H, W, Z)`` whether it has a voxel of the organ, ``(Z,)``."""
+    return (label[0] == organ).any(dim=0).any(dim=0)
+
+
 def organ_slices(label: Tensor, organ: int) -> list[int]:
     """Return the slices of ``label (1, H, W, Z)`` that have a voxel of the organ, in order."""
-    return torch.nonzero((label[0] == organ).any(dim=0).any(dim=0)).flatten().tolist()
+    return torch.nonzero(shows_organ(label, organ)).flatten().tolist()
 
 
 def support_slices(slices: Sequence[int], chunks: int) -> list[int]:
