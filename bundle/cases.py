@@ -22,7 +22,7 @@ from monai.utils import convert_to_tensor
 
 import bundle
 from bundle.inferers import VolumeInferer
-from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS
+from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.metrics import case_metrics
 from bundle.report_page import METRICS, write_report
 from bundle.reports import mean_of_present, name_of, source_of, write_csv
@@ -33,8 +33,11 @@ COLUMNS = (
     *("status", *METRICS, "nsd_tolerance_mm"),
 )
 
-COMPARED = METRICS[:-1]
-"""The metrics that ``CaseMetrics`` has; seconds are measured here."""
+OLDER_COLUMNS = tuple(column for column in COLUMNS if column != "quality")
+"""Of tables that were written before there was an estimate of quality."""
+
+COMPARED = METRICS[:-2]
+"""The metrics that ``CaseMetrics`` has; quality comes with the scores, and seconds are measured here."""
 
 
 class CaseTable:
@@ -99,7 +102,9 @@ class CaseTable:
         slice_axis = int(np.abs(steps[:3, 2]).argmax())  # of the file
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         support = "+".join(name_of(scan[IMAGE]) for scan in self.inferer.support_scans())
-        for mask, (organ, value) in zip(masks, self.inferer.organ_names().items(), strict=True):
+        organs = self.inferer.organ_names().items()
+        qualities = on_network.meta.get(QUALITY, [math.nan] * len(organs))
+        for mask, (organ, value), quality in zip(masks, organs, qualities, strict=True):
             metrics = case_metrics(mask > 0, truth == value, spacing, slice_axis, self.nsd_tolerance)
             yield {
                 **self.case,
@@ -108,6 +113,7 @@ class CaseTable:
                 "organ": organ,
                 "status": metrics.status,
                 "nsd_tolerance_mm": f"{self.nsd_tolerance:g}",
+                "quality": _number(float(quality)),
                 "seconds": f"{seconds:.2f}",
                 **{name: _number(getattr(metrics, name)) for name in COMPARED},
             }
@@ -148,9 +154,10 @@ def read_cases(path: Path) -> list[dict[str, str]]:
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        given = tuple(reader.fieldnames or ())
+        if given not in (COLUMNS, OLDER_COLUMNS):
             raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
-        return list(reader)
+        return [dict.fromkeys(COLUMNS, "") | row for row in reader]
 
 
 def versions() -> dict[str, str]:

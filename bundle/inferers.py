@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,45 +15,14 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
-from bundle.networks.alpnet import ALPNet, reduce_mask, upsample
-from bundle.transforms.slices import (
-    chunks_by_position,
-    chunks_of_extent,
-    organ_slices,
-    support_slices,
-    to_network,
-)
+from bundle.matching import ChunkMatching, Extents, Matching, Support
+from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
+from bundle.transforms.slices import organ_slices, to_network
 
 Protocol = Literal["volume", "paper"]
 
 REMEMBERED_SCANS = 32
-"""Support scans whose features are kept; about 3 MB an organ each at 256 x 256."""
-
-
-@dataclass(frozen=True)
-class EncodedOrgan:
-    """One organ in one annotated scan.
-
-    Attributes:
-        chunks: Features ``(D, h, w)`` and soft mask ``(1, h, w)`` of the slice that stands for each chunk.
-        extent: Where the organ begins and ends, as shares of the scan's height.
-    """
-
-    chunks: list[tuple[Tensor, Tensor]]
-    extent: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class OrganPrototypes:
-    """What all annotated scans together tell of one organ.
-
-    Attributes:
-        chunks: Background ``(N, D)`` and foreground ``(M, D)`` prototypes of each chunk.
-        extent: Where the organ begins and ends, as shares of a scan's height.
-    """
-
-    chunks: list[tuple[Tensor, Tensor]]
-    extent: tuple[float, float]
+"""Support scans that are kept encoded; at 256 x 256 about 3 MB an organ each, or 0.3 MB a slice (SliceMatching)."""
 
 
 class VolumeInferer(Inferer):
@@ -68,10 +36,10 @@ class VolumeInferer(Inferer):
             preprocessed as the query is. Several scans are several shots. A query whose meta names scans of its own
             under ``support`` is segmented from those instead; they are read by ``support.read``.
         organs: Names and ids of the organs. ``None`` takes every id of the support's labels.
-        protocol: ``"volume"`` uses no truth of the query: its slices find their chunk by relative height.
-            ``"paper"`` takes each organ's first and last slice from the query's label, finds the chunk by
-            them, and scores nothing outside (docs/method.md).
-        chunks: Parts of an organ's extent, 3 in the paper.
+        protocol: ``"volume"`` uses no truth of the query. ``"paper"`` takes each organ's first and last slice from
+            the query's label, and scores nothing outside (docs/method.md).
+        matching: Which annotated slices speak for which slice of the query; ``None`` is the paper's.
+        head: Pools and scores in place of the network's own head; ``None`` is the network's.
         slice_batch: Slices that are encoded at once.
 
     Raises:
@@ -83,22 +51,24 @@ class VolumeInferer(Inferer):
         support: Any,
         organs: Mapping[str, int] | None = None,
         protocol: Protocol = "volume",
-        chunks: int = 3,
+        matching: Matching | None = None,
+        head: PrototypeHead | None = None,
         slice_batch: int = 8,
     ) -> None:
         if protocol not in ("volume", "paper"):
             raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}.")
-        if chunks < 1 or slice_batch < 1:
-            raise ValueError(f"chunks and slice_batch must be at least 1, got {chunks} and {slice_batch}.")
+        if slice_batch < 1:
+            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}.")
         if organs is not None:
             _check_organs(organs)
         self.support = support
         self.organs = organs
         self.protocol = protocol
-        self.chunks = chunks
+        self.matching = ChunkMatching() if matching is None else matching
+        self.head = None if head is None else head.eval()
         self.slice_batch = slice_batch
         self._scans: list[Mapping[str, Any]] = []
-        self._encoded: OrderedDict[Hashable, dict[int, EncodedOrgan]] = OrderedDict()
+        self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: ALPNet, *args: Any, label: Tensor | None = None, **kwargs: Any
@@ -123,15 +93,15 @@ class VolumeInferer(Inferer):
         if self.protocol == "paper" and label is None:
             raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
         meta = dict(getattr(inputs, "meta", {}))
-        prototypes = self.prototypes(network, inputs.device, meta.get(SUPPORT))
+        organs, shown = self.pool(network, inputs.device, meta.get(SUPPORT))
+        extents: list[Extents | None] = [None] * len(inputs)
+        if self.protocol == "paper" and label is not None:
+            extents = [_extents(organs, plain(truth)) for truth in label]
         scores, explained = zip(
-            *(
-                self._segment(volume, network, prototypes, None if label is None else label[item])
-                for item, volume in enumerate(inputs)
-            ),
+            *(self._segment(volume, network, shown, known) for volume, known in zip(inputs, extents, strict=True)),
             strict=True,
         )
-        meta[ORGAN_IDS] = torch.tensor([list(prototypes)] * len(inputs))
+        meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
         meta[EXPLAINED] = torch.stack(explained)
         return MetaTensor(torch.stack(scores), meta=meta)
 
@@ -158,20 +128,23 @@ class VolumeInferer(Inferer):
             self._scans = [self.support[index] for index in range(len(self.support))]
         return self._scans
 
-    def prototypes(
+    def pool(
         self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
-    ) -> dict[int, OrganPrototypes]:
-        """Pool the prototypes of every organ.
+    ) -> tuple[list[int], Support]:
+        """Put together what the annotated scans tell of every organ.
 
         Args:
-            network: Its weights decide whether features that were computed before still hold.
+            network: Its weights decide whether what was computed before still holds.
             device: Where the query is.
             files: Annotated scans to use instead of the config's: ``image`` and ``label`` files, ``ids`` from values
                 in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated. An
                 organ that a partial one shows is taken from partial ones alone.
+
+        Returns:
+            The ids of the organs, in the order of the scores' channels, and what scores them.
         """
         version = self.version_of(network)
-        scans: list[tuple[bool, dict[int, EncodedOrgan]]] = []
+        scans: list[tuple[bool, Any]] = []
         if files:
             scans = [(bool(f.get("partial")), self._remembered(f, version, network, device)) for f in files]
         else:
@@ -180,10 +153,24 @@ class VolumeInferer(Inferer):
                 if key not in self._encoded:
                     self._remember(key, self._encode_scan(scan, network, device))
                 scans.append((False, self._encoded[key]))
-        wanted = self.organs.values() if self.organs else sorted({organ for _, encoded in scans for organ in encoded})
+        wanted = list(self.organs.values()) if self.organs else sorted({organ for _, scan in scans for organ in scan})
         if not wanted:
             raise ValueError("none of the annotated scans shows an organ. Annotate one.")
-        return {organ: self._pool(organ, scans, network) for organ in wanted}
+        return wanted, self.matching.pool({o: self._sources(o, scans) for o in wanted}, self._head(network))
+
+    def _sources(self, organ: int, scans: Sequence[tuple[bool, Any]]) -> list[Any]:
+        """Return the scans to take an organ from."""
+        shown = [(partial, encoded) for partial, encoded in scans if organ in encoded]
+        if not shown:
+            raise ValueError(
+                f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
+                "Annotate it, or take it out of organs."
+            )
+        drawn = [encoded for partial, encoded in shown if partial]
+        return drawn or [encoded for _, encoded in shown]
+
+    def _head(self, network: ALPNet) -> PrototypeHead:
+        return network if self.head is None else self.head
 
     @staticmethod
     def version_of(network: ALPNet) -> Hashable:
@@ -191,64 +178,38 @@ class VolumeInferer(Inferer):
         tensors = [*network.parameters(), *network.buffers()]
         return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
-    def _remembered(
-        self, files: Mapping[str, Any], version: Hashable, network: ALPNet, device: torch.device
-    ) -> dict[int, EncodedOrgan]:
-        """Return a scan's features, encoding it only if its files or the weights changed since."""
+    def _remembered(self, files: Mapping[str, Any], version: Hashable, network: ALPNet, device: torch.device) -> Any:
+        """Return an encoded scan, encoding it only if its files or the weights changed since."""
         stamps = tuple((str(files[key]), os.stat(files[key]).st_mtime_ns) for key in (IMAGE, LABEL))
         ids = files.get("ids")
-        key = (stamps, str(ids), version)
+        partial = bool(files.get("partial"))
+        key = (stamps, str(ids), partial, version)
         if key not in self._encoded:
             scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
             if ids is not None:
                 scan[LABEL] = _renumbered(plain(scan[LABEL]), ids)
-            self._remember(key, self._encode_scan(scan, network, device))
+            self._remember(key, self._encode_scan(scan, network, device, partial))
         self._encoded.move_to_end(key)
         return self._encoded[key]
 
-    def _remember(self, key: Hashable, encoded: dict[int, EncodedOrgan]) -> None:
+    def _remember(self, key: Hashable, encoded: Any) -> None:
         self._encoded[key] = encoded
         while len(self._encoded) > max(REMEMBERED_SCANS, len(self._scans)):
             self._encoded.popitem(last=False)
 
     @torch.no_grad()
-    def _encode_scan(self, scan: Mapping[str, Any], network: ALPNet, device: torch.device) -> dict[int, EncodedOrgan]:
-        """Encode the slices that stand for each organ of a scan; a slice that stands for several is encoded once."""
+    def _encode_scan(
+        self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, partial: bool = False
+    ) -> Any:
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
-        shown = {int(organ): organ_slices(label, int(organ)) for organ in torch.unique(label) if organ != 0}
-        chosen = {organ: support_slices(slices, self.chunks) for organ, slices in shown.items()}
-        needed = sorted({z for slices in chosen.values() for z in slices})
-        features: dict[int, Tensor] = {}
-        for start in range(0, len(needed), self.slice_batch):
-            batch = needed[start : start + self.slice_batch]
-            features |= dict(zip(batch, network.encoder(to_network(image[..., batch])), strict=True))
-        depth = image.shape[-1]
-        encoded = {}
-        for organ, slices in chosen.items():
-            masks = torch.stack([label[..., z] == organ for z in slices])[None].float()
-            reduced = reduce_mask(masks, features[slices[0]])[0]
-            extent = (shown[organ][0] / depth, (shown[organ][-1] + 1) / depth)
-            encoded[organ] = EncodedOrgan([(features[z], m) for z, m in zip(slices, reduced, strict=True)], extent)
-        return encoded
+        return self.matching.encode(
+            label, lambda slices: self._features(image[..., slices], network), self._head(network), partial
+        )
 
-    @torch.no_grad()
-    def _pool(
-        self, organ: int, scans: Sequence[tuple[bool, dict[int, EncodedOrgan]]], network: ALPNet
-    ) -> OrganPrototypes:
-        shown = [(partial, encoded[organ]) for partial, encoded in scans if organ in encoded]
-        if not shown:
-            raise ValueError(
-                f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
-                "Annotate it, or take it out of organs."
-            )
-        drawn = [encoded for partial, encoded in shown if partial]
-        shots = drawn or [encoded for _, encoded in shown]
-        chunks = []
-        for chunk in range(self.chunks):
-            features, masks = zip(*(shot.chunks[chunk] for shot in shots), strict=True)
-            chunks.append(network.prototypes(torch.stack(features), torch.stack(masks)))
-        begin, end = (sum(ends) / len(ends) for ends in zip(*(shot.extent for shot in shots), strict=True))
-        return OrganPrototypes(chunks, (begin, end))
+    def _features(self, volume: Tensor, network: ALPNet) -> Tensor:
+        """Encode the slices of ``volume (1, H, W, Z)`` to ``(Z, D, h, w)``, some at once."""
+        starts = range(0, volume.shape[-1], self.slice_batch)
+        return torch.cat([network.encoder(to_network(volume[..., z : z + self.slice_batch])) for z in starts])
 
     def _name(self, organ: int) -> str:
         names = [name for name, value in (self.organs or {}).items() if value == organ]
@@ -256,46 +217,22 @@ class VolumeInferer(Inferer):
 
     @torch.no_grad()
     def _segment(
-        self, volume: Tensor, network: ALPNet, prototypes: dict[int, OrganPrototypes], label: Tensor | None
+        self, volume: Tensor, network: ALPNet, support: Support, extents: Extents | None
     ) -> tuple[Tensor, Tensor]:
-        depth = volume.shape[-1]
-        plans = [self._plan(organ, prototype, depth, label) for organ, prototype in prototypes.items()]
-        scores = torch.empty(len(plans), *volume.shape[1:], device=volume.device)
         query = plain(volume)
-        nearest: list[Tensor] = []
-        for start in range(0, depth, self.slice_batch):
-            images = to_network(query[..., start : start + self.slice_batch])
-            features = network.encoder(images)
-            body = F.interpolate(images[:, :1], size=features.shape[-2:], mode="area")[:, 0] > 0
-            best = features.new_zeros(body.shape)
-            for channel, plan in enumerate(plans):
-                logits = torch.stack([self._logits(network, q, plan[start + k]) for k, q in enumerate(features)])
-                margin = upsample(logits[:, 1:] - logits[:, :1], images)[:, 0]
-                scores[channel, ..., start : start + len(logits)] = margin.movedim(0, -1).float()
-                best = torch.maximum(best, logits.amax(dim=1))
-            nearest.append(best[body])
-        return scores, torch.cat(nearest).mean().float()[None]
+        features = self._features(query, network)
+        body = F.interpolate(to_network(query, channels=1), size=features.shape[-2:], mode="area")[:, 0] > 0
+        scores, nearest = [], []
+        for z, (margins, best) in enumerate(support.score(features, extents)):
+            scores.append(upsample(margins[None], query[:, None, :, :, z])[0].float())
+            nearest.append(best[body[z]])
+        return torch.stack(scores, dim=-1), torch.cat(nearest).mean().float()[None]
 
-    def _plan(
-        self, organ: int, prototype: OrganPrototypes, depth: int, label: Tensor | None
-    ) -> list[tuple[Tensor, Tensor] | None]:
-        """Return the prototypes to use for each slice, ``None`` where the organ is not looked for."""
-        if self.protocol == "volume":
-            return [prototype.chunks[chunk] for chunk in chunks_by_position(depth, prototype.extent, self.chunks)]
-        slices = organ_slices(plain(label), organ)
-        if not slices:
-            return [None] * depth
-        first, last = slices[0], slices[-1]
-        chunks = chunks_of_extent(depth, first, last, self.chunks)
-        return [prototype.chunks[chunk] if first <= z <= last else None for z, chunk in enumerate(chunks)]
 
-    def _logits(self, network: ALPNet, query: Tensor, prototypes: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Return the logits ``(2, h, w)`` of a slice; where the organ is not looked for, background leads by 1."""
-        if prototypes is None:
-            nothing = query.new_zeros(2, *query.shape[-2:])
-            nothing[0] = 1.0
-            return nothing
-        return network.score(query, *prototypes)
+def _extents(organs: Sequence[int], label: Tensor) -> Extents:
+    """Return the first and the last slice of each organ in ``label (1, H, W, Z)``."""
+    shown = {organ: organ_slices(label, organ) for organ in organs}
+    return {organ: (slices[0], slices[-1]) if slices else None for organ, slices in shown.items()}
 
 
 def _check_organs(organs: Any) -> None:

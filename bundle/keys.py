@@ -35,3 +35,6 @@ EXPLAINED = "explained"
 
 PRED_MASKS = "pred_masks"
 """One predicted mask an organ ``(O, H, W, Z)`` in {0, 1}, on the network's grid, for metrics."""
+
+QUALITY = "quality"
+"""In the meta of scores: how good each organ's mask is by the network's own estimate, ``(O,)``."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
 from bundle.inferers import VolumeInferer, plain
-from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
 from bundle.next_scan import describe_scan, rank_scans
 from bundle.transforms.masks import organ_ids_of
 
@@ -192,7 +192,7 @@ class AnsweringInferer(VolumeInferer):
 class AnswerOfScoresd(MapTransform):
     """Write what the answer's JSON tells to ``data["result"]``: the scans used and a confidence per organ.
 
-    Confidence is the mean probability of an organ's voxels, 0.5 to 1; ``None`` for an organ that was not found.
+    Confidence is the quality that ``AssessScoresd`` estimated, 0.5 to 1; ``None`` for an organ that was not found.
     ``explained`` is how similar the scan's body is to its nearest prototypes, in logits: a scan with a low one is
     unlike those that are annotated.
 
@@ -216,16 +216,10 @@ class AnswerOfScoresd(MapTransform):
 
 def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = {organ: name for name, organ in known_organs().items()}
-    best, channel = plain(scores).max(dim=0)
-    confidence = {}
-    for number, organ in enumerate(organ_ids_of(scores)):
-        inside = (best > 0) & (channel == number)
-        found_any = bool(inside.any())
-        name = names.get(organ, f"organ_{organ}")
-        confidence[name] = round(float(best[inside].sigmoid().mean()), 4) if found_any else None
+    estimates = zip(organ_ids_of(scores), scores.meta[QUALITY].tolist(), strict=True)
     return {
         "support_used": [scan_name(str(entry[IMAGE])) for entry in found],
-        "confidence": confidence,
+        "confidence": {names.get(organ, f"organ_{organ}"): round(q, 4) or None for organ, q in estimates},
         "explained": round(float(scores.meta[EXPLAINED].flatten()[0]), 4),
         "renamed": {names.get(v, str(v)): k for entry in found for k, v in (entry.get("renamed") or {}).items()},
     }

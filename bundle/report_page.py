@@ -28,7 +28,7 @@ from bundle.files import written_whole
 NAMES = ("dataset", "method", "setting", "group", "protocol", "organ", "scan", "fold", "seed", "support")
 """The columns that tell a case from all others."""
 
-METRICS = ("dice", "nsd", "hd95_mm", "precision", "recall", "fp_outside_ml", "seconds")
+METRICS = ("dice", "nsd", "hd95_mm", "precision", "recall", "fp_outside_ml", "quality", "seconds")
 """The columns of numbers that are averaged. An empty cell is a value that the case does not have."""
 
 Case = Mapping[str, str]

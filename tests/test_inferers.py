@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from bundle.inferers import VolumeInferer
+from bundle.matching import ChunkSupport, OrganPrototypes
 from bundle.networks import ALPNet
 
 
@@ -121,11 +122,14 @@ def test_several_support_scans_are_several_shots(network: ALPNet) -> None:
     assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
 
 
+def chunks_of(network: ALPNet, *scans: dict[str, Tensor]) -> dict[int, OrganPrototypes]:
+    support = VolumeInferer(scans).pool(network, torch.device("cpu"))[1]
+    assert isinstance(support, ChunkSupport)
+    return dict(support.organs)
+
+
 def test_every_support_scan_gives_its_prototypes(network: ALPNet) -> None:
-    one, three = (
-        VolumeInferer([scan(shift) for shift in shifts]).prototypes(network, torch.device("cpu"))
-        for shifts in ([0], [0, 2, 4])
-    )
+    one, three = (chunks_of(network, *map(scan, shifts)) for shifts in ([0], [0, 2, 4]))
     assert three[3].chunks[0][0].shape[0] > 2 * one[3].chunks[0][0].shape[0]
 
 
@@ -141,7 +145,7 @@ def test_each_third_of_an_organ_is_found_by_the_support_slice_of_its_own_third(n
 
 
 def test_the_extent_of_an_organ_ends_after_its_last_slice(network: ALPNet) -> None:
-    prototypes = VolumeInferer([scan(0), scan(0, depth=24)]).prototypes(network, torch.device("cpu"))
+    prototypes = chunks_of(network, scan(0), scan(0, depth=24))
     assert prototypes[3].extent == pytest.approx(((3 / 12 + 3 / 24) / 2, (9 / 12 + 9 / 24) / 2))
 
 
@@ -244,8 +248,7 @@ def test_what_is_drawn_on_the_scan_itself_goes_before_other_scans(network: ALPNe
         ({"organs": [500]}, "organs must give each organ's name an id of its own"),
         ({"organs": {"a": "500"}}, "organs must give each organ's name an id of its own"),
         ({"organs": {"a": 500, "b": 500}}, "organs must give each organ's name an id of its own"),
-        ({"chunks": 0}, "chunks and slice_batch must be at least 1"),
-        ({"slice_batch": 0}, "chunks and slice_batch must be at least 1"),
+        ({"slice_batch": 0}, "slice_batch must be at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -26,6 +26,7 @@ from bundle.monai_label import (
     submitted_annotations,
     unlabeled_scans,
 )
+from bundle.transforms import AssessScoresd
 
 
 def write(path: Path, volume: np.ndarray) -> Path:
@@ -237,7 +238,7 @@ def test_the_answer_tells_scans_confidence_and_voxels() -> None:
     scores[0, 0, 0, :2] = 2.0
     meta = {"organ_ids": torch.tensor([[4, 1]]), "explained": torch.tensor([[12.0]])}
     data = {"pred": MetaTensor(scores, meta=meta), "image_path": "q", "support_scans": [{"image": "/x/a b.nii.gz"}]}
-    answer = AnswerOfScoresd("pred")(data)
+    answer = AnswerOfScoresd("pred")(AssessScoresd("pred")(data))
     assert answer["result"]["support_used"] == ["a b"]
     assert answer["result"]["confidence"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
     answer["pred"] = torch.tensor([4, 4, 0])

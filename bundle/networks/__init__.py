@@ -1,7 +1,7 @@
 """Networks: from images to prototypes to logits. Tensors in, tensors out; nothing here knows of files."""
 
-from bundle.networks.alpnet import AlignedALPNet, ALPNet
-from bundle.networks.classifier import CosineClassifier
+from bundle.networks.alpnet import AlignedALPNet, ALPNet, PrototypeHead
+from bundle.networks.classifier import CosineClassifier, TopKClassifier
 from bundle.networks.encoders import ResNetEncoder
 from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
 from bundle.networks.weights import load_network
@@ -14,6 +14,8 @@ __all__ = [
     "CosineClassifier",
     "ForegroundPrototypes",
     "LocalPrototypes",
+    "PrototypeHead",
     "ResNetEncoder",
+    "TopKClassifier",
     "load_network",
 ]

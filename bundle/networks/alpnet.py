@@ -10,7 +10,36 @@ from bundle.networks.classifier import CosineClassifier
 from bundle.networks.prototypes import BackgroundPrototypes, ForegroundPrototypes
 
 
-class ALPNet(nn.Module):
+class PrototypeHead(nn.Module):
+    """Features of a support -> prototypes of two classes -> scores of a query. It has no parameters.
+
+    Args:
+        foreground: Maps features ``(K, D, h, w)`` and a mask ``(K, 1, h, w)`` to prototypes ``(N, D)``.
+        background: The same, for the pixels outside the mask.
+        classifier: Maps features ``(D, h, w)`` and prototypes ``(N, D)`` to scores ``(h, w)``.
+    """
+
+    def __init__(
+        self,
+        foreground: nn.Module | None = None,
+        background: nn.Module | None = None,
+        classifier: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.foreground = ForegroundPrototypes() if foreground is None else foreground
+        self.background = BackgroundPrototypes() if background is None else background
+        self.classifier = CosineClassifier() if classifier is None else classifier
+
+    def prototypes(self, support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool support features ``(K, D, h, w)`` to background ``(N, D)`` and foreground ``(M, D)`` prototypes."""
+        return self.background(support, 1 - mask), self.foreground(support, mask)
+
+    def score(self, query: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
+        """Return the ``(2, h, w)`` logits of ``query (D, h, w)`` for the prototypes of the two classes."""
+        return torch.stack([self.classifier(query, background), self.classifier(query, foreground)])
+
+
+class ALPNet(PrototypeHead):
     """Adaptive local prototype network (Ouyang et al. 2020, section 3).
 
         support ──┐                ┌──> pooling ──> prototypes ──┐
@@ -34,11 +63,8 @@ class ALPNet(nn.Module):
         background: nn.Module | None = None,
         classifier: nn.Module | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(foreground, background, classifier)
         self.encoder = encoder
-        self.foreground = ForegroundPrototypes() if foreground is None else foreground
-        self.background = BackgroundPrototypes() if background is None else background
-        self.classifier = CosineClassifier() if classifier is None else classifier
 
     def forward(
         self, query_image: Tensor, support_image: Tensor | None = None, support_mask: Tensor | None = None
@@ -88,14 +114,6 @@ class ALPNet(nn.Module):
             background, foreground = self.prototypes(support[episode], mask[episode])
             logits.append(self.score(query[episode], background, foreground))
         return torch.stack(logits)
-
-    def prototypes(self, support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool support features ``(K, D, h, w)`` to background ``(N, D)`` and foreground ``(M, D)`` prototypes."""
-        return self.background(support, 1 - mask), self.foreground(support, mask)
-
-    def score(self, query: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
-        """Return the ``(2, h, w)`` logits of ``query (D, h, w)`` for the prototypes of the two classes."""
-        return torch.stack([self.classifier(query, background), self.classifier(query, foreground)])
 
 
 class AlignedALPNet(nn.Module):

@@ -1,22 +1,27 @@
-"""Transforms: files to volumes, volumes to slices, slices to superpixels and views."""
+"""Transforms: files to volumes, volumes to slices, slices to superpixels and views, scores to masks."""
 
 from bundle.transforms.augmentation import Augmentation
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
+from bundle.transforms.refinement import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 from bundle.transforms.superpixels import Superpixelsd, felzenszwalb_superpixels
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
+    "AssessScoresd",
     "Augmentation",
     "CheckLabeld",
     "CheckVolumed",
     "ClipTopd",
     "FitSlicesd",
+    "GuidedScoresd",
     "LabelToMasksd",
+    "LargestComponentsd",
     "RestoreGridd",
     "ScoresToLabeld",
     "ScoresToMasksd",
     "SliceLayoutd",
+    "SmoothAcrossSlicesd",
     "Standardized",
     "Superpixelsd",
     "WindowCTd",

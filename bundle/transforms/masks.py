@@ -66,13 +66,17 @@ class ScoresToMasksd(MapTransform):
         """Return ``data`` with masks in place of scores."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scores = convert_to_tensor(data[key], track_meta=False)
-            masks = scores > 0
-            if not self.overlap:
-                ids = torch.arange(1, len(scores) + 1, device=scores.device)
-                masks = scores_to_label(scores, ids.tolist()) == ids[:, None, None, None]
-            result[key] = masks.float()
+            result[key] = organ_masks(convert_to_tensor(data[key], track_meta=False), self.overlap).float()
         return result
+
+
+def organ_masks(scores: Tensor, overlap: bool) -> Tensor:
+    """Return where each organ is, ``(O, H, W, Z)``: where its score is above 0, and the best unless ``overlap``."""
+    masks = scores > 0
+    if overlap:
+        return masks
+    best = scores.argmax(dim=0, keepdim=True)
+    return masks & (best == torch.arange(len(scores), device=scores.device)[:, None, None, None])
 
 
 class LabelToMasksd(MapTransform):

@@ -1,0 +1,352 @@
+"""Matching: which slices of the annotated scans speak for which slice of a query, and what they say.
+
+    annotated scan -> encode -> what is kept of it          once for all queries
+    all of those   -> pool   -> Support                     once a query
+    Support + features of the query's slices -> scores      slice by slice
+
+``ChunkMatching`` is the paper's; ``SliceMatching`` uses every annotated slice. Both have the signature of ``Matching``,
+so the config can swap one for another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle.networks.alpnet import PrototypeHead, reduce_mask
+from bundle.transforms.slices import (
+    chunks_by_position,
+    chunks_of_extent,
+    organ_slices,
+    support_slices,
+)
+
+Encode = Callable[[Sequence[int]], Tensor]
+"""Features ``(S, D, h, w)`` of the slices that are asked for."""
+
+Extents = Mapping[int, tuple[int, int] | None]
+"""First and last slice of each organ in the query, ``None`` for an organ that it does not have."""
+
+
+class Support(ABC):
+    """What all annotated scans together tell of the organs, ready to score slices."""
+
+    @abstractmethod
+    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Score the slices of a query.
+
+        Args:
+            features: Of all its slices, in order, ``(Z, D, h, w)``.
+            extents: In the paper's protocol the true extents: an organ is not looked for outside of its own.
+
+        Yields:
+            For each slice the margins ``(O, h, w)``, foreground minus background logit of each organ, and the largest
+            logit of any class ``(h, w)``, 0 where no organ is looked for.
+        """
+
+
+class Matching(ABC):
+    """A way to use annotated scans."""
+
+    @abstractmethod
+    def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> Any:
+        """Keep of an annotated scan what does not depend on the query.
+
+        Args:
+            label: Organ ids ``(1, H, W, Z)``, on the device.
+            encode: Gives the features of its slices.
+            head: Pools.
+            partial: Slices without any organ count as not annotated.
+
+        Returns:
+            Something that tells by ``organ in it`` whether it shows an organ, and iterates over their ids.
+        """
+
+    @abstractmethod
+    def pool(self, sources: Mapping[int, Sequence[Any]], head: PrototypeHead) -> Support:
+        """Put together what several scans tell.
+
+        Args:
+            sources: For each organ what ``encode`` kept of the scans that show it, at least one.
+            head: Pools and scores.
+        """
+
+
+# --- the paper's -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodedOrgan:
+    """One organ in one annotated scan.
+
+    Attributes:
+        chunks: Features ``(D, h, w)`` and soft mask ``(1, h, w)`` of the slice that stands for each chunk.
+        extent: Where the organ begins and ends, as shares of the scan's height.
+    """
+
+    chunks: list[tuple[Tensor, Tensor]]
+    extent: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class OrganPrototypes:
+    """What all annotated scans together tell of one organ.
+
+    Attributes:
+        chunks: Background ``(N, D)`` and foreground ``(M, D)`` prototypes of each chunk.
+        extent: Where the organ begins and ends, as shares of a scan's height.
+    """
+
+    chunks: list[tuple[Tensor, Tensor]]
+    extent: tuple[float, float]
+
+
+class ChunkMatching(Matching):
+    """A support slice for each part of an organ's extent (paper, section 4.2; Roy et al. 2020).
+
+    Each organ is segmented alone, everything else is its background. Without the query's truth, its slices find
+    their chunk by relative height.
+
+    Args:
+        chunks: Parts of the extent, 3 in the paper.
+
+    Raises:
+        ValueError: If ``chunks`` is below 1.
+    """
+
+    def __init__(self, chunks: int = 3) -> None:
+        if chunks < 1:
+            raise ValueError(f"chunks must be at least 1, got {chunks}.")
+        self.chunks = chunks
+
+    def encode(
+        self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False
+    ) -> dict[int, EncodedOrgan]:
+        """Encode the slices that stand for each organ; a slice that stands for several is encoded once."""
+        shown = {organ: organ_slices(label, organ) for organ in organs_of(label)}
+        chosen = {organ: support_slices(slices, self.chunks) for organ, slices in shown.items()}
+        needed = sorted({z for slices in chosen.values() for z in slices})
+        features = dict(zip(needed, encode(needed), strict=True)) if needed else {}
+        depth = label.shape[-1]
+        encoded = {}
+        for organ, slices in chosen.items():
+            masks = torch.stack([label[..., z] == organ for z in slices])[None].float()
+            reduced = reduce_mask(masks, features[slices[0]])[0]
+            extent = (shown[organ][0] / depth, (shown[organ][-1] + 1) / depth)
+            encoded[organ] = EncodedOrgan([(features[z], m) for z, m in zip(slices, reduced, strict=True)], extent)
+        return encoded
+
+    def pool(self, sources: Mapping[int, Sequence[Mapping[int, EncodedOrgan]]], head: PrototypeHead) -> ChunkSupport:
+        """Pool each chunk over all scans: they are its shots."""
+        organs = {}
+        for organ, scans in sources.items():
+            shots = [scan[organ] for scan in scans]
+            chunks = []
+            for chunk in range(self.chunks):
+                features, masks = zip(*(shot.chunks[chunk] for shot in shots), strict=True)
+                chunks.append(head.prototypes(torch.stack(features), torch.stack(masks)))
+            begin, end = (sum(ends) / len(ends) for ends in zip(*(shot.extent for shot in shots), strict=True))
+            organs[organ] = OrganPrototypes(chunks, (begin, end))
+        return ChunkSupport(organs, head)
+
+
+class ChunkSupport(Support):
+    """Prototypes of each chunk of each organ.
+
+    Args:
+        organs: By id.
+        head: Scores.
+    """
+
+    def __init__(self, organs: Mapping[int, OrganPrototypes], head: PrototypeHead) -> None:
+        self.organs = organs
+        self.head = head
+
+    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Score each slice with the prototypes of its chunk."""
+        plans = [self._plan(organ, len(features), extents) for organ in self.organs]
+        for z, query in enumerate(features):
+            logits = torch.stack([self._logits(query, plan[z]) for plan in plans])
+            yield logits[:, 1] - logits[:, 0], logits.amax(dim=(0, 1)).clamp(min=0)
+
+    def _plan(self, organ: int, depth: int, extents: Extents | None) -> list[tuple[Tensor, Tensor] | None]:
+        """Return the prototypes to use for each slice, ``None`` where the organ is not looked for."""
+        prototype = self.organs[organ]
+        parts = len(prototype.chunks)
+        if extents is None:
+            return [prototype.chunks[chunk] for chunk in chunks_by_position(depth, prototype.extent, parts)]
+        if (extent := extents[organ]) is None:
+            return [None] * depth
+        first, last = extent
+        chunks = chunks_of_extent(depth, first, last, parts)
+        return [prototype.chunks[chunk] if first <= z <= last else None for z, chunk in enumerate(chunks)]
+
+    def _logits(self, query: Tensor, prototypes: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the logits ``(2, h, w)`` of a slice; where the organ is not looked for, background leads by 1."""
+        if prototypes is None:
+            nothing = query.new_zeros(2, *query.shape[-2:])
+            nothing[0] = 1.0
+            return nothing
+        return self.head.score(query, *prototypes)
+
+
+# --- every annotated slice -------------------------------------------------------------------------------------------
+
+BACKGROUND = 0
+"""The class of what is no organ."""
+
+
+@dataclass(frozen=True)
+class EncodedScan:
+    """All annotated slices of one scan.
+
+    Attributes:
+        prototypes: For each slice the prototypes ``(N, D)`` of the classes that it shows, by id.
+        descriptions: What the slices look like, unit vectors ``(S, E)``.
+    """
+
+    prototypes: list[dict[int, Tensor]]
+    descriptions: Tensor
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the ids of the organs that the scan shows."""
+        return iter(sorted({organ for shown in self.prototypes for organ in shown} - {BACKGROUND}))
+
+    def __contains__(self, organ: object) -> bool:
+        """Tell whether the scan shows an organ."""
+        return any(organ in shown for shown in self.prototypes)
+
+
+class SliceMatching(Matching):
+    """Every annotated slice may speak: a query slice is compared with those that look most like it.
+
+    All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
+    found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
+    features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
+    begin and end anywhere. The cost of a query slice hardly depends on the number of annotated scans.
+
+    Args:
+        slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
+        grid: Parts of a slice along each side that are compared.
+        annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
+            they had been annotated (every organ in each); ``None`` uses all.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    def __init__(self, slices: int | None = 12, grid: int = 4, annotated_slices: int | None = None) -> None:
+        given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
+        if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
+            raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
+        self.slices = slices
+        self.grid = grid
+        self.annotated_slices = annotated_slices
+
+    def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> EncodedScan:
+        """Pool the prototypes of each class in each annotated slice."""
+        slices = self._annotated(label, partial)
+        if not slices:
+            return EncodedScan([], label.new_zeros(0, 1).float())
+        features = encode(slices)
+        organs = organs_of(label)
+        masks = torch.stack([(label[..., slices] == organ)[0].movedim(-1, 0) for organ in organs], dim=1)
+        soft = reduce_mask(masks[:, :, None], features)  # (S, O, 1, h, w)
+        prototypes = []
+        for feature, mask, shown in zip(features, soft, masks.any(dim=-1).any(dim=-1), strict=True):
+            classes = {BACKGROUND: head.background(feature[None], 1 - mask.sum(dim=0)[None].clamp(max=1))}
+            for organ, own, is_shown in zip(organs, mask, shown, strict=True):
+                if is_shown:
+                    classes[organ] = head.foreground(feature[None], own[None])
+            prototypes.append(classes)
+        return EncodedScan(prototypes, self.describe(features))
+
+    def _annotated(self, label: Tensor, partial: bool) -> list[int]:
+        shown = [organ_slices(label, organ) for organ in organs_of(label)]
+        if self.annotated_slices is not None:
+            shown = [support_slices(s, self.annotated_slices) for s in shown]
+        elif not partial:
+            return list(range(label.shape[-1])) if shown else []
+        return sorted({z for slices in shown for z in slices})
+
+    def describe(self, features: Tensor) -> Tensor:
+        """Describe slices ``(S, D, h, w)`` by unit vectors ``(S, E)``, centered: what sets them apart in their scan."""
+        parts = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+        return F.normalize(parts - parts.mean(dim=0), dim=1)
+
+    def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
+        """Put the slices of all scans side by side."""
+        return SliceSupport(sources, self, head)
+
+
+class SliceSupport(Support):
+    """Prototypes of each class in each annotated slice.
+
+    Args:
+        sources: For each organ the scans that show it. Only these are its background: a scan in which an organ was
+            not annotated may show it all the same.
+        matching: Describes slices.
+        head: Scores.
+    """
+
+    def __init__(
+        self, sources: Mapping[int, Sequence[EncodedScan]], matching: SliceMatching, head: PrototypeHead
+    ) -> None:
+        self.matching = matching
+        self.head = head
+        # Organs of the same scans share their slices and their background.
+        self.groups: dict[tuple[int, ...], tuple[list[EncodedScan], list[int]]] = {}
+        for organ, scans in sources.items():
+            self.groups.setdefault(tuple(map(id, scans)), (list(scans), []))[1].append(organ)
+        self.organs = list(sources)
+
+    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Score each slice with the prototypes of the annotated slices that look most like it."""
+        descriptions = self.matching.describe(features)
+        for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
+            background, foreground = {}, {}
+            for scans, organs in self.groups.values():
+                slices = self._most_alike(description, scans)
+                nothing = self._class_score(query, BACKGROUND, slices)
+                for organ in organs:
+                    background[organ] = nothing
+                    foreground[organ] = self._class_score(query, organ, slices)
+            margins = [
+                foreground[o] - torch.stack([background[o], *(foreground[x] for x in self.organs if x != o)]).amax(0)
+                for o in self.organs
+            ]
+            best = torch.stack([*background.values(), *foreground.values()]).amax(dim=0)
+            yield torch.stack([_within(m, z, extents, o) for m, o in zip(margins, self.organs, strict=True)]), best
+
+    def _most_alike(self, description: Tensor, scans: Sequence[EncodedScan]) -> list[dict[int, Tensor]]:
+        slices = [shown for scan in scans for shown in scan.prototypes]
+        if self.matching.slices is None or self.matching.slices >= len(slices):
+            return slices
+        likeness = torch.cat([scan.descriptions for scan in scans]) @ description
+        return [slices[index] for index in likeness.topk(self.matching.slices).indices.tolist()]
+
+    def _class_score(self, query: Tensor, organ: int, slices: Sequence[Mapping[int, Tensor]]) -> Tensor:
+        """Return the logit ``(h, w)`` of a class; 0 if no slice shows it."""
+        prototypes = [shown[organ] for shown in slices if organ in shown]
+        if not prototypes:
+            return query.new_zeros(query.shape[-2:])
+        return self.head.classifier(query, torch.cat(prototypes))
+
+
+def _within(margin: Tensor, z: int, extents: Extents | None, organ: int) -> Tensor:
+    """Let background lead by 1 where an organ is not looked for."""
+    if extents is None:
+        return margin
+    extent = extents[organ]
+    return margin if extent is not None and extent[0] <= z <= extent[1] else torch.full_like(margin, -1.0)
+
+
+def organs_of(label: Tensor) -> list[int]:
+    """Return the ids of the organs in a label map."""
+    return [int(organ) for organ in torch.unique(label) if organ != 0]
