@@ -52,6 +52,7 @@ class CrossValidation:
         seeds: int | Sequence[int] = 1234,
         method: str | None = None,
         untrained: bool = False,
+        weights_of: str | None = None,
         jobs: int | None = None,
         **keys: Any,
     ) -> None:
@@ -67,15 +68,20 @@ class CrossValidation:
             seeds: Seeds of the trainings, such as 1234 or [1,2,3].
             method: What the table calls it; the folder's name if not said.
             untrained: Do not train: the encoder as it starts.
+            weights_of: Do not train: the weights of this output folder of another run, fold by fold. For what changes
+                the evaluation only, such as preset_annotate_one.
             jobs: Units at the same time; one a GPU, or one a core, if not said.
             **keys: Any key of the configs, such as --max_epochs 100.
         """
         root = Path(output_dir)
         names = configs.split(",") if isinstance(configs, str) else list(configs)
+        trained = None if weights_of is None else Path(weights_of)
         workflow = Workflow(
-            names, {"dataset_dir": str(dataset_dir), **keys}, checked_setting(setting), switch(untrained)
+            names, {"dataset_dir": str(dataset_dir), **keys}, checked_setting(setting), switch(untrained), trained
         )
         units = list(_units(root, workflow, _numbers(folds, range(NUM_FOLDS)), _numbers(seeds, ())))
+        if trained is not None:
+            _check_weights(trained, units)
         # "a, b" on the command line comes as a tuple.
         method = ", ".join(map(str, method)) if isinstance(method, tuple) else str(method or root.resolve().name)
         jobs = default_jobs(len(units)) if jobs is None else jobs
@@ -130,6 +136,16 @@ def _units(root: Path, workflow: Workflow, folds: Sequence[int], seeds: Sequence
         for group, organs in _groups(workflow).items():
             for fold in folds:
                 yield Unit(root, group, organs, fold, seed)
+
+
+def _check_weights(trained: Path, units: Sequence[Unit]) -> None:
+    """Refuse a run whose weights are not there, before any work."""
+    missing = [unit.name for unit in units if not (trained / unit.name / "model.pt").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"weights_of {trained} has no model.pt of {', '.join(missing)}. Give the output folder of a finished "
+            "cross-validation with these folds, seeds and this setting."
+        )
 
 
 def _groups(workflow: Workflow) -> dict[str, dict[str, int]]:

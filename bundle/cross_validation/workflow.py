@@ -70,15 +70,26 @@ class Workflow:
         keys: Further keys, as ``monai.bundle run`` takes them.
         setting: 1, 2 or ``"legacy_all"``.
         untrained: Evaluate the network as it starts.
+        weights_of: Do not train, but evaluate the weights of this finished cross-validation, each unit its own.
 
     Raises:
-        ValueError: If a config or a key does not exist.
+        ValueError: If a config or a key does not exist, or both ``untrained`` and ``weights_of`` are given.
     """
 
-    def __init__(self, configs: Sequence[str], keys: Mapping[str, Any], setting: Any, untrained: bool) -> None:
+    def __init__(
+        self,
+        configs: Sequence[str],
+        keys: Mapping[str, Any],
+        setting: Any,
+        untrained: bool,
+        weights_of: Path | None = None,
+    ) -> None:
+        if untrained and weights_of is not None:
+            raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
         self.files = [str(_config_path(name)) for name in ("train.yaml", *configs)]
         self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
         self.untrained = untrained
+        self.weights_of = weights_of
         refuse_unknown_keys(["--config_file", str([*self.files, EVALUATE]), *_as_words(self.keys)])
         self.parser = _parsed(self.files, self.keys)
         self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
@@ -91,12 +102,13 @@ class Workflow:
         """Return every setting that can change a result, flat; a file stands there by its content, not its place."""
         configs = {**self.evaluation.get(), "network_def": self.parser.get().get("network_def")}
         config = {key: value for key, value in configs.items() if key not in NOT_SETTINGS}
-        return {key: _portable(value) for key, value in sorted(_flat(config))}
+        taken = {} if self.weights_of is None else {"weights_of": self.weights_of.resolve().name}
+        return taken | {key: _portable(value) for key, value in sorted(_flat(config))}
 
     @property
     def steps(self) -> int:
         """Steps of one training."""
-        return 0 if self.untrained else int(self.get("max_epochs")) * int(self.get("epoch_length"))
+        return 0 if self.untrained or self.weights_of else int(self.get("max_epochs")) * int(self.get("epoch_length"))
 
     def commands(self, unit: Unit, cache_dir: Path, method: str) -> Iterator[list[str]]:
         """Return what a unit runs, one command after the other; what is done already is left out."""
@@ -104,11 +116,14 @@ class Workflow:
         if unit.group:
             own["test_organs"] = list(unit.organs)
         training = {**own, "output_dir": str(unit.folder), "resume": True, "validate#dataset#enabled": False}
-        if not self.untrained:
+        trained = unit.folder
+        if self.weights_of is not None:
+            trained = self.weights_of / unit.folder.relative_to(unit.root)
+        elif not self.untrained:
             yield self._training(training)
         elif self.get("statistics") == "training_set":  # a step that learns nothing leaves the intensities' numbers
             yield self._training({**training, "max_epochs": 1, "epoch_length": 1, "learning_rate": 0.0})
-        evaluated = {**own, "organs": dict(unit.organs), "ckpt_dir": str(unit.folder), "method": method}
+        evaluated = {**own, "organs": dict(unit.organs), "ckpt_dir": str(trained), "method": method}
         if self.untrained:
             # evaluate.yaml leaves the start's weights out, since the trained ones replace them.
             start = {key: value for key, value in _flat(self.parser.get()) if key == "network_def::encoder::weights"}

@@ -43,10 +43,11 @@ def open_study(
     fold: int | None = None,
     num_folds: int = 5,
     phantom: dict[str, Any] | None = None,
+    support_scans: int = 1,
 ) -> Study:
     """Find a study's scans and decide who does what.
 
-    Without ``fold``, the scans without a label train; the first annotated one is the support and the
+    Without ``fold``, the scans without a label train; the first annotated ones are the support and the
     others are queries. With ``fold``, the annotated scans are split as in the paper: see ``fold_of``.
 
     Args:
@@ -55,20 +56,23 @@ def open_study(
         fold: Which of ``num_folds`` parts to hold out, from 0.
         num_folds: Parts of the annotated scans.
         phantom: Settings of ``write_phantom_study``.
+        support_scans: Annotated scans that show the organs, >= 1.
 
     Returns:
-        The study. Queries are empty if fewer than two scans are annotated.
+        The study. Queries are empty if no more scans are annotated than ``support_scans``.
 
     Raises:
         FileNotFoundError: If the folder or its images are missing.
         ValueError: If there are too few scans, or a label has no image.
     """
+    if isinstance(support_scans, bool) or not isinstance(support_scans, int) or support_scans < 1:
+        raise ValueError(f"support_scans must be a whole number, at least 1, got {support_scans!r}.")
     if dataset_dir is None:
         dataset_dir = write_phantom_study(phantom_dir, **(phantom or {}))
     scans = list_scans(dataset_dir)
     annotated = [scan for scan in scans if "label" in scan]
     if fold is not None:
-        held_out, support = fold_of(annotated, fold, num_folds)
+        held_out, support = fold_of(annotated, fold, num_folds, support_scans)
         kept_away = {scan["image"] for scan in [*held_out, *support]}
         training = [scan for scan in scans if scan["image"] not in kept_away]
         labels = {scan["image"]: scan["label"] for scan in training if "label" in scan}
@@ -79,7 +83,7 @@ def open_study(
             f"all {len(scans)} scans of {dataset_dir} have labels, so none is left to train on. Set fold "
             f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
         )
-    return Study(_images(training), annotated[:1], annotated[1:])
+    return Study(_images(training), annotated[:support_scans], annotated[support_scans:])
 
 
 def find_support(
@@ -206,12 +210,17 @@ def fold_of(
     Raises:
         ValueError: If the fold does not exist, or there are fewer scans than folds.
     """
-    if len(scans) < max(num_folds, shots + 2):
+    if len(scans) < num_folds:
         raise ValueError(f"{num_folds} folds need at least as many annotated scans, got {len(scans)}.")
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < num_folds:
         raise ValueError(f"fold must be a whole number from 0 to {num_folds - 1}, got {fold!r}.")
     bounds = [round(part * len(scans) / num_folds) for part in range(num_folds + 1)]
     queries = list(scans[bounds[fold] : bounds[fold + 1]])
+    if len(queries) + shots >= len(scans):
+        raise ValueError(
+            f"{shots} support scans beside {len(queries)} queries leave none of the {len(scans)} annotated scans to "
+            "train on. Take fewer."
+        )
     support = [scans[(bounds[fold + 1] + shot) % len(scans)] for shot in range(shots)]
     return queries, support
 
