@@ -14,7 +14,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, SUPPORT
 from bundle.matching import ChunkMatching, Extents, Matching, Support
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.transforms.slices import organ_slices, to_network
@@ -85,7 +85,8 @@ class VolumeInferer(Inferer):
         Returns:
             ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
             It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
-            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean.
+            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean; under
+            ``own_margins`` what ``Support.own_margins`` tells.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -93,7 +94,8 @@ class VolumeInferer(Inferer):
         if self.protocol == "paper" and label is None:
             raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
         meta = dict(getattr(inputs, "meta", {}))
-        organs, shown = self.pool(network, inputs.device, meta.get(SUPPORT))
+        shown = self.pool(network, inputs.device, meta.get(SUPPORT))
+        organs = shown.organs
         extents: list[Extents | None] = [None] * len(inputs)
         if self.protocol == "paper" and label is not None:
             extents = [_extents(organs, plain(truth)) for truth in label]
@@ -103,6 +105,7 @@ class VolumeInferer(Inferer):
         )
         meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
         meta[EXPLAINED] = torch.stack(explained)
+        meta[OWN_MARGINS] = torch.tensor([shown.own_margins()] * len(inputs))
         return MetaTensor(torch.stack(scores), meta=meta)
 
     def organ_ids(self) -> list[int]:
@@ -128,9 +131,7 @@ class VolumeInferer(Inferer):
             self._scans = [self.support[index] for index in range(len(self.support))]
         return self._scans
 
-    def pool(
-        self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
-    ) -> tuple[list[int], Support]:
+    def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
         """Put together what the annotated scans tell of every organ.
 
         Args:
@@ -139,9 +140,6 @@ class VolumeInferer(Inferer):
             files: Annotated scans to use instead of the config's: ``image`` and ``label`` files, ``ids`` from values
                 in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated. An
                 organ that a partial one shows is taken from partial ones alone.
-
-        Returns:
-            The ids of the organs, in the order of the scores' channels, and what scores them.
         """
         version = self.version_of(network)
         scans: list[tuple[bool, Any]] = []
@@ -156,7 +154,7 @@ class VolumeInferer(Inferer):
         wanted = list(self.organs.values()) if self.organs else sorted({organ for _, scan in scans for organ in scan})
         if not wanted:
             raise ValueError("none of the annotated scans shows an organ. Annotate one.")
-        return wanted, self.matching.pool({o: self._sources(o, scans) for o in wanted}, self._head(network))
+        return self.matching.pool({o: self._sources(o, scans) for o in wanted}, self._head(network))
 
     def _sources(self, organ: int, scans: Sequence[tuple[bool, Any]]) -> list[Any]:
         """Return the scans to take an organ from."""

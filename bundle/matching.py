@@ -10,9 +10,11 @@ so the config can swap one for another.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,6 +38,15 @@ Extents = Mapping[int, tuple[int, int] | None]
 
 class Support(ABC):
     """What all annotated scans together tell of the organs, ready to score slices."""
+
+    def own_margins(self) -> list[float]:
+        """Return for each organ the median margin of its voxels in the annotated scans themselves, NaN if unknown."""
+        return [math.nan] * len(self.organs)
+
+    @property
+    @abstractmethod
+    def organs(self) -> list[int]:
+        """The ids of the organs, in the order of the margins."""
 
     @abstractmethod
     def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,8 +176,13 @@ class ChunkSupport(Support):
     """
 
     def __init__(self, organs: Mapping[int, OrganPrototypes], head: PrototypeHead) -> None:
-        self.organs = organs
+        self.prototypes = organs
         self.head = head
+
+    @property
+    def organs(self) -> list[int]:
+        """The ids of the organs, in the order of the margins."""
+        return list(self.prototypes)
 
     def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of its chunk."""
@@ -177,7 +193,7 @@ class ChunkSupport(Support):
 
     def _plan(self, organ: int, depth: int, extents: Extents | None) -> list[tuple[Tensor, Tensor] | None]:
         """Return the prototypes to use for each slice, ``None`` where the organ is not looked for."""
-        prototype = self.organs[organ]
+        prototype = self.prototypes[organ]
         parts = len(prototype.chunks)
         if extents is None:
             return [prototype.chunks[chunk] for chunk in chunks_by_position(depth, prototype.extent, parts)]
@@ -209,10 +225,13 @@ class EncodedScan:
     Attributes:
         prototypes: For each slice the prototypes ``(N, D)`` of the classes that it shows, by id.
         descriptions: What the slices look like, unit vectors ``(S, E)``.
+        own_margins: By organ the median margin of its pixels, when each slice is scored by the others; without organs
+            that fewer than two slices show.
     """
 
     prototypes: list[dict[int, Tensor]]
     descriptions: Tensor
+    own_margins: dict[int, float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the ids of the organs that the scan shows."""
@@ -265,7 +284,24 @@ class SliceMatching(Matching):
                 if is_shown:
                     classes[organ] = head.foreground(feature[None], own[None])
             prototypes.append(classes)
-        return EncodedScan(prototypes, self.describe(features))
+        encoded = EncodedScan(prototypes, self.describe(features))
+        return replace(encoded, own_margins=self._own_margins(encoded, features, soft[:, :, 0] > 0.5, organs, head))
+
+    def _own_margins(
+        self, encoded: EncodedScan, features: Tensor, masks: Tensor, organs: Sequence[int], head: PrototypeHead
+    ) -> dict[int, float]:
+        found: dict[int, list[Tensor]] = {}
+        for z, (query, shown) in enumerate(zip(features, masks, strict=True)):
+            if not shown.any() or len(features) < 2:
+                continue
+            others = [place for place in range(len(features)) if place != z]
+            rest = EncodedScan([encoded.prototypes[place] for place in others], encoded.descriptions[others])
+            seen = {organ: [rest] for organ in organs if organ in rest}
+            margins, _ = SliceSupport(seen, self, head).margins(query, encoded.descriptions[z])
+            for organ, margin in zip(seen, margins, strict=True):
+                found.setdefault(organ, []).append(margin[shown[organs.index(organ)]])
+        pixels = {organ: torch.cat(margins) for organ, margins in found.items()}
+        return {organ: float(values.median()) for organ, values in pixels.items() if len(values)}
 
     def _annotated(self, label: Tensor, partial: bool) -> list[int]:
         shown = [organ_slices(label, organ) for organ in organs_of(label)]
@@ -300,29 +336,49 @@ class SliceSupport(Support):
     ) -> None:
         self.matching = matching
         self.head = head
+        self.sources = sources
         # Organs of the same scans share their slices and their background.
         self.groups: dict[tuple[int, ...], tuple[list[EncodedScan], list[int]]] = {}
         for organ, scans in sources.items():
             self.groups.setdefault(tuple(map(id, scans)), (list(scans), []))[1].append(organ)
-        self.organs = list(sources)
+
+    @property
+    def organs(self) -> list[int]:
+        """The ids of the organs, in the order of the margins."""
+        return list(self.sources)
+
+    def own_margins(self) -> list[float]:
+        """Return for each organ the mean over its scans; NaN if none of them knows."""
+        known = [[s.own_margins[o] for s in scans if o in s.own_margins] for o, scans in self.sources.items()]
+        return [fmean(margins) if margins else math.nan for margins in known]
 
     def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
         descriptions = self.matching.describe(features)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
-            background, foreground = {}, {}
-            for scans, organs in self.groups.values():
-                slices = self._most_alike(description, scans)
-                nothing = self._class_score(query, BACKGROUND, slices)
-                for organ in organs:
-                    background[organ] = nothing
-                    foreground[organ] = self._class_score(query, organ, slices)
-            margins = [
-                foreground[o] - torch.stack([background[o], *(foreground[x] for x in self.organs if x != o)]).amax(0)
-                for o in self.organs
-            ]
-            best = torch.stack([*background.values(), *foreground.values()]).amax(dim=0)
-            yield torch.stack([_within(m, z, extents, o) for m, o in zip(margins, self.organs, strict=True)]), best
+            margins, best = self.margins(query, description)
+            within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]
+            yield torch.stack(within), best
+
+    def margins(self, query: Tensor, description: Tensor) -> tuple[Tensor, Tensor]:
+        """Score one slice ``(D, h, w)``, described by ``(E,)``.
+
+        Returns:
+            The margins ``(O, h, w)``, each organ against background and all other organs, and the largest logit.
+        """
+        background, foreground = {}, {}
+        for scans, organs in self.groups.values():
+            slices = self._most_alike(description, scans)
+            nothing = self._class_score(query, BACKGROUND, slices)
+            for organ in organs:
+                background[organ] = nothing
+                foreground[organ] = self._class_score(query, organ, slices)
+        margins = [
+            foreground[o] - torch.stack([background[o], *(foreground[x] for x in self.organs if x != o)]).amax(0)
+            for o in self.organs
+        ]
+        best = torch.stack([*background.values(), *foreground.values()]).amax(dim=0)
+        return torch.stack(margins), best
 
     def _most_alike(self, description: Tensor, scans: Sequence[EncodedScan]) -> list[dict[int, Tensor]]:
         slices = [shown for scan in scans for shown in scan.prototypes]

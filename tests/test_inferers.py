@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from bundle.inferers import VolumeInferer
-from bundle.matching import ChunkSupport, OrganPrototypes
-from bundle.networks import ALPNet
+from bundle.matching import ChunkSupport, OrganPrototypes, SliceMatching
+from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, TopKClassifier
 
 
 class Intensities(nn.Module):
@@ -123,9 +123,9 @@ def test_several_support_scans_are_several_shots(network: ALPNet) -> None:
 
 
 def chunks_of(network: ALPNet, *scans: dict[str, Tensor]) -> dict[int, OrganPrototypes]:
-    support = VolumeInferer(scans).pool(network, torch.device("cpu"))[1]
+    support = VolumeInferer(scans).pool(network, torch.device("cpu"))
     assert isinstance(support, ChunkSupport)
-    return dict(support.organs)
+    return dict(support.prototypes)
 
 
 def test_every_support_scan_gives_its_prototypes(network: ALPNet) -> None:
@@ -238,6 +238,70 @@ def test_what_is_drawn_on_the_scan_itself_goes_before_other_scans(network: ALPNe
     files = Files(tmp_path, drawn=drawn, other=other)
     scores = VolumeInferer(files)(asked(scan(9), files.entry("drawn", partial=True), files.entry("other")), network)
     assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
+
+
+# --- another matching, another head ----------------------------------------------------------------------------------
+
+
+def by_slices(support: Any, **settings: Any) -> VolumeInferer:
+    return VolumeInferer(support, matching=SliceMatching(**settings), head=PrototypeHead(classifier=TopKClassifier()))
+
+
+@pytest.mark.parametrize("slices", [3, None])
+def test_slices_of_all_support_scans_find_all_organs(network: ALPNet, slices: int | None) -> None:
+    query = scan(shift=9, depth=15, organ_slices=range(5, 13))
+    scores = by_slices([scan(0), scan(2, depth=9)], slices=slices)(query["image"][None], network)
+    assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
+
+
+def test_slices_of_the_support_are_encoded_once_for_all_queries(network: ALPNet) -> None:
+    inferer = by_slices([scan(0, depth=11)])
+    for shift in (5, 7):
+        inferer(scan(shift)["image"][None], network)
+    assert network.encoder.images == 11 + 2 * 12
+
+
+def test_of_a_scan_that_is_drawn_on_only_the_drawn_slices_are_encoded(network: ALPNet, tmp_path: Path) -> None:
+    drawn = scan(9)
+    drawn["label"][..., [3, 4, 6, 7, 8]] = 0
+    files = Files(tmp_path, drawn=drawn)
+    scores = by_slices(files)(asked(scan(9), files.entry("drawn", partial=True)), network)
+    assert network.encoder.images == 1 + 12
+    assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
+
+
+def test_slices_score_nothing_outside_the_organs_extent_in_the_paper_protocol(network: ALPNet) -> None:
+    query = scan(shift=9)
+    query["image"][..., 0] = query["image"][..., 5]  # looks like the organ, where the label has none
+    inferer = by_slices([scan(shift=0)])
+    assert bool((inferer(query["image"][None], network)[..., 0] > 0).any())
+    inferer.protocol = "paper"
+    scores = inferer(query["image"][None], network, label=query["label"][None])
+    assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
+
+
+@pytest.mark.parametrize("matching", [None, SliceMatching()], ids=["chunks", "slices"])
+def test_a_head_scores_in_place_of_the_networks(matching: SliceMatching | None) -> None:
+    network = ALPNet(Intensities(), classifier=TopKClassifier(k=1, scale=20.0)).eval()
+    head = PrototypeHead(classifier=TopKClassifier(k=1, scale=5.0))
+    query = scan(9)["image"][None]
+    own = VolumeInferer([scan(0)], matching=matching)(query, network)
+    torch.testing.assert_close(VolumeInferer([scan(0)], matching=matching, head=head)(query, network), own / 4)
+
+
+@pytest.mark.parametrize("head", [None, PrototypeHead(foreground=ClassPrototype())], ids=["networks", "own"])
+def test_a_head_pools_in_place_of_the_networks(network: ALPNet, head: PrototypeHead | None) -> None:
+    support = VolumeInferer([scan(0)], head=head).pool(network, torch.device("cpu"))[1]
+    assert isinstance(support, ChunkSupport)
+    counts = [len(foreground) for _, foreground in support.organs[3].chunks]
+    assert (counts == [1, 1, 1]) == (head is not None)
+
+
+def test_a_head_is_in_eval_mode() -> None:
+    head = PrototypeHead()
+    VolumeInferer([scan(0)], head=head)
+    assert not head.training
+    assert not head.background.local.training
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 from bundle.transforms.augmentation import Augmentation
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
-from bundle.transforms.refinement import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
+from bundle.transforms.refinement import (
+    AssessScoresd,
+    GuidedScoresd,
+    LargestComponentsd,
+    PresenceGated,
+    SmoothAcrossSlicesd,
+)
 from bundle.transforms.superpixels import Superpixelsd, felzenszwalb_superpixels
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
@@ -17,6 +23,7 @@ __all__ = [
     "GuidedScoresd",
     "LabelToMasksd",
     "LargestComponentsd",
+    "PresenceGated",
     "RestoreGridd",
     "ScoresToLabeld",
     "ScoresToMasksd",

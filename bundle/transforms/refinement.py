@@ -17,7 +17,7 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import IMAGE, QUALITY
+from bundle.keys import IMAGE, OWN_MARGINS, QUALITY
 from bundle.transforms.masks import organ_masks
 
 Data = dict[Hashable, Any]
@@ -146,6 +146,42 @@ class LargestComponentsd(MapTransform):
             return mask
         kept = get_largest_connected_component_mask(mask[None], connectivity=1, num_components=self.parts)
         return _plain(kept)[0].bool()
+
+
+class PresenceGated(MapTransform):
+    """Leave out an organ that is found with too little evidence: the scan does not show it.
+
+    Evidence is the median score of the voxels that would be the organ. It is compared with that of the organ's voxels
+    in the annotated scans, each slice scored by the others, so the gate needs no other setting for another encoder,
+    organ or modality. Where that is not known (chunk matching, a single annotated slice) nothing is left out.
+
+    Args:
+        keys: Scores of ``VolumeInferer``; their meta tells the margins of the support.
+        share: Of the support's evidence that is enough, in [0, 1].
+        overlap: As of ``LargestComponentsd``.
+
+    Raises:
+        ValueError: If ``share`` is out of range.
+    """
+
+    def __init__(self, keys: KeysCollection, share: float = 0.3, overlap: bool = False) -> None:
+        super().__init__(keys)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be in [0, 1], of the evidence that the annotated scans have, got {share}.")
+        self.share = share
+        self.overlap = overlap
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with negative scores of the organs that are left out."""
+        result = dict(data)
+        for key in self.key_iterator(data):
+            scores = _plain(data[key]).clone()
+            enough = self.share * torch.as_tensor(data[key].meta[OWN_MARGINS]).flatten()
+            for own, mask, least in zip(scores, organ_masks(scores, self.overlap), enough.tolist(), strict=True):
+                if mask.any() and float(own[mask].median()) < least:
+                    own[mask] = -own[mask]
+            result[key] = _like(data[key], scores)
+        return result
 
 
 class AssessScoresd(MapTransform):
