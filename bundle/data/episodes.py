@@ -26,6 +26,9 @@ from bundle.transforms.augmentation import Augmentation
 IdRule = Literal["present", "reference"]
 Statistics = Literal["volume", "training_set"]
 
+View = tuple[np.ndarray, np.ndarray]
+"""A slice and a mask, each ``(H, W)``."""
+
 ATTEMPTS = 100
 """Draws before an episode is given up; even a hundred in a row fail only if hardly any superpixel is usable."""
 
@@ -50,6 +53,9 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         num_workers: Processes that compute superpixels; ``None`` means one a core.
         more_data: Further scans; one that ``data`` has is not taken twice.
         exclusion: Which slices not to learn from (setting 2); ``None`` takes all (setting 1).
+        query_distance: The query is drawn among the slices up to so many away that show the same id with ``min_area``
+            pixels; for supervoxels, whose ids mean the same in all slices of a scan. 0, the paper, takes the support's
+            own slice.
 
     Raises:
         ValueError: If there is no scan, no slice with a usable superpixel, or a setting is out of range.
@@ -72,6 +78,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         num_workers: int | None = None,
         more_data: Sequence[Scan] = (),
         exclusion: SliceExclusion | None = None,
+        query_distance: int = 0,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
@@ -83,12 +90,16 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         self.seed, self.shots, self.channels = seed, shots, channels
         self.augmentation = Augmentation() if augmentation is None else augmentation
         self.id_rule, self.min_area = id_rule, min_area
+        if query_distance < 0:
+            raise ValueError(f"query_distance must be a number of slices, at least 0, got {query_distance}.")
+        self.query_distance = query_distance
         self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
         self.numbers = _standardization(self.scans, statistics)
         if statistics == "training_set" and statistics_file is not None:
             _write_statistics(Path(statistics_file), *self.numbers[0])
         excluded = exclusion.of(self.data) if exclusion is not None and exclusion.organs else None
         self.slices = self._usable_slices(excluded)
+        self._usable = {(scan, z): ids for scan, z, ids in self.slices}
 
     def __len__(self) -> int:
         """Return the number of usable slices; any index from 0 is a valid episode."""
@@ -106,8 +117,8 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         """
         random = np.random.default_rng([self.seed, index])
         for _ in range(ATTEMPTS):
-            image, mask = self._draw(random)
-            views = [self._view(random, image, mask) for _ in range(self.shots + 1)]
+            support, query = self._draw(random)
+            views = [self._view(random, *support) for _ in range(self.shots)] + [self._view(random, *query)]
             if self.id_rule == "reference" or all(self._is_usable(mask) for _, mask in views):
                 return self._as_tensors(views)
         raise RuntimeError(
@@ -115,20 +126,29 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
             "background. Choose larger superpixels, a weaker augmentation or a smaller min_area."
         )
 
-    def _draw(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, random: np.random.Generator) -> tuple[View, View]:
+        """Return slice and mask of the support and of the query."""
         scan, z, ids = self.slices[int(random.integers(len(self.slices)))]
+        chosen = int(ids[int(random.integers(len(ids)))])
+        support = self._slice(scan, z, chosen)
+        if not self.query_distance:
+            return support, support
+        near = range(z - self.query_distance, z + self.query_distance + 1)
+        showing = [other for other in near if chosen in self._usable.get((scan, other), ())]
+        return support, self._slice(scan, showing[int(random.integers(len(showing)))], chosen)
+
+    def _slice(self, scan: int, z: int, chosen: int) -> View:
         mean, std = self.numbers[scan]
-        chosen = ids[int(random.integers(len(ids)))]
         image = (self.scans[scan].image[z] - mean) / std
         return image, (self.scans[scan].superpixels[z] == chosen).astype(np.uint8)
 
-    def _view(self, random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _view(self, random: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> View:
         return self.augmentation.apply(self.augmentation.draw(random, *image.shape), image, mask)
 
     def _is_usable(self, mask: np.ndarray) -> bool:
         return self.min_area <= int(mask.sum()) <= mask.size - self.min_area
 
-    def _as_tensors(self, views: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Tensor]:
+    def _as_tensors(self, views: list[View]) -> dict[str, Tensor]:
         images = torch.from_numpy(np.stack([image for image, _ in views]).astype(np.float32))
         images = images[:, None].repeat(1, self.channels, 1, 1)
         masks = torch.from_numpy(np.stack([mask for _, mask in views]).astype(np.float32))[:, None]

@@ -10,7 +10,7 @@ from bundle.transforms.refinement import (
     PresenceGated,
     SmoothAcrossSlicesd,
 )
-from bundle.transforms.superpixels import Superpixelsd, felzenszwalb_superpixels
+from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "SmoothAcrossSlicesd",
     "Standardized",
     "Superpixelsd",
+    "Supervoxelsd",
     "WindowCTd",
     "felzenszwalb_superpixels",
+    "slic_superpixels",
 ]

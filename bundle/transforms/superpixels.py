@@ -1,4 +1,4 @@
-"""Pseudo-labels: cut each slice into superpixels, and keep those that lie in the body.
+"""Pseudo-labels: cut each slice into superpixels, or the volume into supervoxels, and keep those that lie in the body.
 
     image (1, H, W, Z)   ->   superpixels (1, H, W, Z), int16, 0 = outside the body
 
@@ -7,7 +7,7 @@ A pseudo-label method is a function of one slice: see ``SliceSegmenter``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from monai.transforms import MapTransform
 from scipy.ndimage import binary_fill_holes
 from skimage.filters import threshold_triangle
 from skimage.measure import label as connected_components
-from skimage.segmentation import felzenszwalb
+from skimage.segmentation import felzenszwalb, slic
 from torch import Tensor
 
 SliceSegmenter = Callable[[np.ndarray], np.ndarray]
@@ -43,6 +43,21 @@ def felzenszwalb_superpixels(
         Superpixel ids from 0, ``(H, W)``, in the raster order of their first pixels.
     """
     return felzenszwalb(image, scale=scale, sigma=sigma, min_size=min_size)
+
+
+def slic_superpixels(image: np.ndarray, size: int = 400, compactness: float = 0.1) -> np.ndarray:
+    """Cut a slice by SLIC: superpixels of about equal size, rounder than Felzenszwalb's.
+
+    Args:
+        image: One slice, ``(H, W)``; its 1st and 99th percentile are made 0 and 1 first.
+        size: Pixels of a superpixel, about.
+        compactness: Weight of nearness against likeness; a higher one gives squares.
+
+    Returns:
+        Superpixel ids from 0, ``(H, W)``.
+    """
+    segments = max(2, round(image.size / size))
+    return slic(_unit_range(image), segments, compactness, start_label=0, channel_axis=None)
 
 
 def body_mask(image: np.ndarray, threshold: float) -> np.ndarray:
@@ -94,7 +109,8 @@ class Superpixelsd(MapTransform):
 
     Args:
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
-        segmenter: Cuts one slice ``(H, W)`` into ids from 0.
+        segmenter: Cuts one slice ``(H, W)`` into ids from 0. Of several, such as one for each of several scales, the
+            slices take turns: neighbors look alike, so each place is cut by all of them.
         body_threshold: Intensities at or below it are outside the body. ``None`` finds one for the volume
             by the triangle method, which suits scans with much dark background.
         numbering: How ids are given: see ``number_superpixels``.
@@ -104,13 +120,15 @@ class Superpixelsd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        segmenter: SliceSegmenter = felzenszwalb_superpixels,
+        segmenter: SliceSegmenter | Sequence[SliceSegmenter] = felzenszwalb_superpixels,
         body_threshold: float | None = None,
         numbering: Numbering = "consecutive",
         output_key: str = "superpixels",
     ) -> None:
         super().__init__(keys)
-        self.segmenter = segmenter
+        self.segmenters = [segmenter] if callable(segmenter) else list(segmenter)
+        if not self.segmenters:
+            raise ValueError("segmenter is an empty list. Name at least one pseudo-label method.")
         self.body_threshold = body_threshold
         self.numbering = numbering
         self.output_key = output_key
@@ -128,13 +146,86 @@ class Superpixelsd(MapTransform):
 
     def segment_volume(self, volume: Tensor) -> Tensor:
         """Return the ``(1, H, W, Z)`` int16 superpixels of a volume of the same shape."""
-        if volume.ndim != 4 or volume.shape[0] != 1:
-            raise ValueError(f"expected a single-channel volume (1, H, W, Z), got {tuple(volume.shape)}.")
-        image = np.asarray(volume[0], dtype=np.float64)
+        image = _single_channel(volume)
         threshold = threshold_triangle(image) if self.body_threshold is None else self.body_threshold
-        slices = [self._segment_slice(image[..., z], threshold) for z in range(image.shape[-1])]
+        slices = [self._segment_slice(image[..., z], threshold, z) for z in range(image.shape[-1])]
         return torch.as_tensor(np.stack(slices, axis=-1)[None])
 
-    def _segment_slice(self, image: np.ndarray, threshold: float) -> np.ndarray:
-        segments = self.segmenter(np.ascontiguousarray(image))
+    def _segment_slice(self, image: np.ndarray, threshold: float, z: int) -> np.ndarray:
+        segments = self.segmenters[z % len(self.segmenters)](np.ascontiguousarray(image))
         return number_superpixels(segments, body_mask(image, threshold), self.numbering)
+
+
+class Supervoxelsd(MapTransform):
+    """Write the supervoxels of ``data[key]`` to ``data[output_key]``: SLIC in three dimensions.
+
+    A supervoxel has one id in all slices that it reaches, so that the query of an episode can be another slice than
+    the support: see ``EpisodeDataset``'s ``query_distance``.
+
+    Args:
+        keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
+        size: Pixels of a supervoxel in each slice, about.
+        slices: Slices that it reaches through, about.
+        compactness: Weight of nearness against likeness; a higher one gives boxes.
+        body_threshold: As of ``Superpixelsd``.
+        output_key: Where the ``(1, H, W, Z)`` supervoxels go.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        size: int = 1600,
+        slices: int = 3,
+        compactness: float = 0.1,
+        body_threshold: float | None = None,
+        output_key: str = "superpixels",
+    ) -> None:
+        super().__init__(keys)
+        if size < 1 or slices < 1:
+            raise ValueError(f"size and slices of a supervoxel must be at least 1, got {size} and {slices}.")
+        self.size, self.slices, self.compactness = size, slices, compactness
+        self.body_threshold = body_threshold
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Return ``data`` with the supervoxels of its images added.
+
+        Raises:
+            ValueError: If a volume has more than one channel.
+        """
+        result = dict(data)
+        for key in self.key_iterator(data):
+            result[self.output_key] = self.segment_volume(data[key])
+        return result
+
+    def segment_volume(self, volume: Tensor) -> Tensor:
+        """Return the ``(1, H, W, Z)`` int16 supervoxels of a volume of the same shape."""
+        image = _single_channel(volume)
+        threshold = threshold_triangle(image) if self.body_threshold is None else self.body_threshold
+        body = np.stack([body_mask(image[..., z], threshold) for z in range(image.shape[-1])], axis=-1)
+        # So spaced, a supervoxel of equal extent along all axes has the size that is asked for.
+        spacing = (1.0, 1.0, self.size**0.5 / self.slices)
+        segments = min(max(2, round(image.size / (self.size * self.slices))), np.iinfo(np.int16).max - 1)
+        ids = slic(
+            *(_unit_range(image), segments, self.compactness),
+            sigma=(1.0, 1.0, 0.0),
+            spacing=spacing,
+            start_label=0,
+            channel_axis=None,
+        )
+        return torch.as_tensor(number_superpixels(ids, body)[None])
+
+
+def _single_channel(volume: Tensor) -> np.ndarray:
+    if volume.ndim != 4 or volume.shape[0] != 1:
+        raise ValueError(f"expected a single-channel volume (1, H, W, Z), got {tuple(volume.shape)}.")
+    return np.asarray(volume[0], dtype=np.float64)
+
+
+def _unit_range(image: np.ndarray) -> np.ndarray:
+    """Return intensities with the 1st percentile at 0 and the 99th at 1; 0 everywhere in a flat image."""
+    low, high = np.percentile(image, [1, 99])
+    return np.clip((image - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
