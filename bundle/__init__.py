@@ -15,4 +15,4 @@ A volume's way, room by room:
     monai_label   the same inference behind a MONAI Label server; next_scan tells what to annotate there
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

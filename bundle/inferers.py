@@ -85,8 +85,8 @@ class VolumeInferer(Inferer):
         Returns:
             ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
             It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
-            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean; under
-            ``own_margins`` what ``Support.own_margins`` tells.
+            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean; and under
+            ``own_margins`` what ``Support.own_margins`` tells, if it does.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -105,7 +105,8 @@ class VolumeInferer(Inferer):
         )
         meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
         meta[EXPLAINED] = torch.stack(explained)
-        meta[OWN_MARGINS] = torch.tensor([shown.own_margins()] * len(inputs))
+        if (own := shown.own_margins()) is not None:
+            meta[OWN_MARGINS] = torch.tensor([own] * len(inputs))
         return MetaTensor(torch.stack(scores), meta=meta)
 
     def organ_ids(self) -> list[int]:

@@ -39,9 +39,12 @@ Extents = Mapping[int, tuple[int, int] | None]
 class Support(ABC):
     """What all annotated scans together tell of the organs, ready to score slices."""
 
-    def own_margins(self) -> list[float]:
-        """Return for each organ the median margin of its voxels in the annotated scans themselves, NaN if unknown."""
-        return [math.nan] * len(self.organs)
+    def own_margins(self) -> list[float] | None:
+        """Return for each organ the median margin of its voxels in the annotated scans themselves, NaN if unknown.
+
+        ``None`` if it is not measured.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -58,7 +61,7 @@ class Support(ABC):
 
         Yields:
             For each slice the margins ``(O, h, w)``, foreground minus background logit of each organ, and the largest
-            logit of any class ``(h, w)``, 0 where no organ is looked for.
+            logit of any class ``(h, w)``.
         """
 
 
@@ -255,18 +258,22 @@ class SliceMatching(Matching):
         grid: Parts of a slice along each side that are compared.
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
+        measure_own: Score each annotated slice by the others, for ``PresenceGated``.
 
     Raises:
         ValueError: If a number is below 1.
     """
 
-    def __init__(self, slices: int | None = 12, grid: int = 4, annotated_slices: int | None = None) -> None:
+    def __init__(
+        self, slices: int | None = 12, grid: int = 4, annotated_slices: int | None = None, measure_own: bool = False
+    ) -> None:
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
         self.slices = slices
         self.grid = grid
         self.annotated_slices = annotated_slices
+        self.measure_own = measure_own
 
     def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> EncodedScan:
         """Pool the prototypes of each class in each annotated slice."""
@@ -285,6 +292,8 @@ class SliceMatching(Matching):
                     classes[organ] = head.foreground(feature[None], own[None])
             prototypes.append(classes)
         encoded = EncodedScan(prototypes, self.describe(features))
+        if not self.measure_own:
+            return encoded
         return replace(encoded, own_margins=self._own_margins(encoded, features, soft[:, :, 0] > 0.5, organs, head))
 
     def _own_margins(
@@ -292,11 +301,13 @@ class SliceMatching(Matching):
     ) -> dict[int, float]:
         found: dict[int, list[Tensor]] = {}
         for z, (query, shown) in enumerate(zip(features, masks, strict=True)):
-            if not shown.any() or len(features) < 2:
+            if not shown.any():
                 continue
             others = [place for place in range(len(features)) if place != z]
             rest = EncodedScan([encoded.prototypes[place] for place in others], encoded.descriptions[others])
             seen = {organ: [rest] for organ in organs if organ in rest}
+            if not seen:
+                continue
             margins, _ = SliceSupport(seen, self, head).margins(query, encoded.descriptions[z])
             for organ, margin in zip(seen, margins, strict=True):
                 found.setdefault(organ, []).append(margin[shown[organs.index(organ)]])
@@ -312,9 +323,12 @@ class SliceMatching(Matching):
         return sorted({z for slices in shown for z in slices})
 
     def describe(self, features: Tensor) -> Tensor:
-        """Describe slices ``(S, D, h, w)`` by unit vectors ``(S, E)``, centered: what sets them apart in their scan."""
+        """Describe slices ``(S, D, h, w)`` by unit vectors ``(S, E)``, centered: what sets them apart in their scan.
+
+        A slice alone is not centered: nothing would be left.
+        """
         parts = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
-        return F.normalize(parts - parts.mean(dim=0), dim=1)
+        return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
         """Put the slices of all scans side by side."""
@@ -347,8 +361,10 @@ class SliceSupport(Support):
         """The ids of the organs, in the order of the margins."""
         return list(self.sources)
 
-    def own_margins(self) -> list[float]:
+    def own_margins(self) -> list[float] | None:
         """Return for each organ the mean over its scans; NaN if none of them knows."""
+        if not self.matching.measure_own:
+            return None
         known = [[s.own_margins[o] for s in scans if o in s.own_margins] for o, scans in self.sources.items()]
         return [fmean(margins) if margins else math.nan for margins in known]
 
@@ -369,7 +385,9 @@ class SliceSupport(Support):
         background, foreground = {}, {}
         for scans, organs in self.groups.values():
             slices = self._most_alike(description, scans)
-            nothing = self._class_score(query, BACKGROUND, slices)
+            # Organs that were annotated and are not asked for are no organ here.
+            rest = {organ for shown in slices for organ in shown} - set(self.organs)
+            nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)
             for organ in organs:
                 background[organ] = nothing
                 foreground[organ] = self._class_score(query, organ, slices)

@@ -7,7 +7,6 @@ The stock ``monaibundle`` app runs this bundle's ``preprocessing``, ``inferer`` 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
 from bundle.inferers import VolumeInferer, plain
-from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, QUALITY, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
 from bundle.next_scan import describe_scan, rank_scans
 from bundle.transforms.masks import organ_ids_of
 
@@ -165,8 +164,7 @@ class AnsweringInferer(VolumeInferer):
         meta = dict(getattr(inputs, "meta", {}))
         if meta.get(NEXT):
             meta[NEXT] = self._rank(network, inputs.device, **meta[NEXT])
-            meta |= {ORGAN_IDS: torch.ones(1, 1), OWN_MARGINS: torch.full((1, 1), math.nan)}
-            return MetaTensor(torch.full_like(plain(inputs), -1.0), meta=meta)
+            return MetaTensor(torch.full_like(plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
         try:
             return super().__call__(inputs, network, *args, **kwargs)
         except ValueError as error:

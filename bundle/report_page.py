@@ -1,6 +1,6 @@
 """The evaluation report: one HTML page that needs nothing but itself.
 
-    rows of cases.csv  ->  means of units  ->  tables, box plots, pictures  ->  one file
+    rows of cases.csv  ->  means of units  ->  tables, plots, pictures  ->  one file
 
 A unit is a fold with a seed. A series is a method in a setting under a protocol. Scans are averaged within a unit
 first, so that a large fold weighs as much as a small one.
@@ -12,6 +12,7 @@ import base64
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO, StringIO
+from math import ceil
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import spearmanr
 
 from bundle.files import written_whole
 
@@ -29,7 +31,7 @@ NAMES = ("dataset", "method", "setting", "group", "protocol", "organ", "scan", "
 """The columns that tell a case from all others."""
 
 METRICS = ("dice", "nsd", "hd95_mm", "precision", "recall", "fp_outside_ml", "quality", "seconds")
-"""The columns of numbers that are averaged. An empty cell is a value that the case does not have."""
+"""The columns of numbers that are averaged. An empty cell, or no column, is a value that the case does not have."""
 
 Case = Mapping[str, str]
 Series = tuple[str, str, str]  # method, setting, protocol
@@ -61,6 +63,20 @@ class Line(NamedTuple):
     detail: str
     scores: list[Score | None]
     counts: Counts | None = None
+
+
+class Agreement(NamedTuple):
+    """How well the network's own estimate of quality ranks cases by Dice: by how many, and what they tell.
+
+    The correlation is Spearman's, of ranks. ``found`` is the share of the worst quarter by Dice that is in the lowest
+    quarter by quality; ``chance`` is what it would be on average if quality told nothing. All three are ``None`` where
+    there is nothing to rank: fewer than three cases, or all alike in Dice or in quality.
+    """
+
+    cases: int
+    correlation: float | None = None
+    found: float | None = None
+    chance: float | None = None
 
 
 def series_of(cases: Iterable[Case]) -> list[Series]:
@@ -163,6 +179,26 @@ def other_metrics(cases: Sequence[Case]) -> list[tuple[Series, list[Line]]]:
     return tables
 
 
+def quality_agreements(cases: Sequence[Case]) -> list[tuple[Series, list[Agreement]]]:
+    """Compare the network's own estimate of quality with Dice, without regard to units.
+
+    Args:
+        cases: Rows of ``cases.csv``.
+
+    Returns:
+        For each series that has a case with Dice and quality: the agreement of each organ of :func:`organs_of`, and
+        that of all organs' cases together. A missed organ takes part with Dice 0, an absent one does not. A quarter of
+        n cases is ceil(n / 4); of equal cases the first come first.
+    """
+    rated = [case for case in cases if case["dice"] and case.get("quality")]
+    tables = []
+    for series in series_of(cases):
+        if mine := _of(rated, series):
+            columns = [[case for case in mine if organ in (case["organ"], None)] for organ in [*organs_of(cases), None]]
+            tables.append((series, [_agreement(column) for column in columns]))
+    return tables
+
+
 def telling_cases(cases: Iterable[Case]) -> list[tuple[str, Case]]:
     """Name the best, the median (of two in the middle the worse) and the worst case by Dice, no case twice."""
     ranked = sorted((case for case in cases if case["dice"]), key=_by_dice)
@@ -206,6 +242,8 @@ def write_report(
         summary=summary(cases, published),
         others=other_metrics(cases),
         plots=[(organ, box_plot(cases, organ)) for organ in organs_of(cases)],
+        qualities=[(*table, quality_plot(cases, table[0])) for table in quality_agreements(cases)],
+        legend=[(organ, f"--method-{color + 1}", _MARKERS[marker]) for organ, color, marker in _marks(cases)],
         gallery=[entry for organ in organs_of(cases) for entry in _gallery(cases, organ)],
         pictures=picture_of is not None,
         jpeg_of=lambda case: _jpeg(picture_of(case) if picture_of else None),
@@ -245,7 +283,7 @@ def _by_dice(case: Case) -> tuple[bool, float]:
 def _means_by_unit(cases: Iterable[Case], metric: str) -> dict[Key, dict[Unit, float]]:
     values: dict[Key, dict[Unit, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in cases:
-        if case[metric]:
+        if case.get(metric):
             values[_key(case)][case["fold"], case["seed"]].append(float(case[metric]))
     return {key: {unit: fmean(scans) for unit, scans in units.items()} for key, units in values.items()}
 
@@ -258,6 +296,21 @@ def _scores(cases: Sequence[Case], metric: str, organs: Sequence[str]) -> list[S
 
 def _with_mean(values: Mapping[str, float], organs: Sequence[str]) -> list[Score | None]:
     return [*(Score(values[o]) if o in values else None for o in organs), Score(fmean(values.values()))]
+
+
+def _agreement(cases: Sequence[Case]) -> Agreement:
+    dice, quality = ([float(case[name]) for case in cases] for name in ("dice", "quality"))
+    if len(cases) < 3 or len(set(dice)) == 1 or len(set(quality)) == 1:
+        return Agreement(len(cases))
+    quarter = ceil(len(cases) / 4)
+    found = _lowest(dice, quarter) & _lowest(quality, quarter)
+    correlation = float(spearmanr(dice, quality).statistic)
+    return Agreement(len(cases), correlation, len(found) / quarter, quarter / len(cases))
+
+
+def _lowest(values: Sequence[float], amount: int) -> set[int]:
+    """Return the places of the lowest values, of equal ones the first."""
+    return set(sorted(range(len(values)), key=values.__getitem__)[:amount])
 
 
 def _gallery(cases: Sequence[Case], organ: str) -> list[tuple[str, Series, list[tuple[str, Case]]]]:
@@ -299,11 +352,51 @@ def box_plot(cases: Sequence[Case], organ: str) -> Markup:
         else:
             axes.text(0, row + 0.1, "no case with this organ", alpha=0.7, **words)
         for case in found:
-            names = [f"{name} {case[name]}" for name in ("scan", "fold", "seed") if case[name]]
-            tooltips.append(", ".join([*names, f"Dice {100 * float(case['dice']):.1f}"]))
-    axes.grid(axis="x", color=_INK, alpha=0.15, linewidth=0.6)
-    axes.tick_params(colors=_INK, labelsize=11, length=0)
+            tooltips.append(_tooltip(case))
+    _rule(axes, "x")
     return _inline(figure, f"Box plot: Dice of {organ} in every case. The table of Dice has the means.", tooltips)
+
+
+def quality_plot(cases: Sequence[Case], series: Series) -> Markup:
+    """Draw a series' Dice over quality as ``<svg>``: a point for each case, a color and marker for each organ."""
+    figure = Figure(figsize=(4.8, 3.6))
+    axes = figure.add_axes((0.13, 0.19, 0.85, 0.79))
+    axes.set(xlim=(_NOT_FOUND - 0.03, 1.02), ylim=(-4, 104), frame_on=False)
+    scale = [number / 10 for number in range(5, 11)]
+    axes.set_xticks([_NOT_FOUND, *scale], ["not\nfound", *map(str, scale)])
+    axes.set_xlabel("quality", color=_INK, fontsize=11)
+    axes.set_ylabel("Dice \N{MULTIPLICATION SIGN} 100", color=_INK, fontsize=11)
+    tooltips = []
+    for organ, color, marker in _marks(cases):
+        mine = [case for case in _of(cases, series) if case["organ"] == organ and case["dice"] and case.get("quality")]
+        places = [float(case["quality"]) or _NOT_FOUND for case in mine]
+        dice = [100 * float(case["dice"]) for case in mine]
+        axes.scatter(places, dice, s=20, marker=marker, color=_COLORS[color], alpha=0.7, linewidths=0, gid="cases")
+        tooltips += [f"{organ}, {_tooltip(case)}, quality {float(case['quality']):.3f}" for case in mine]
+    _rule(axes, "both")
+    label = "Scatter plot: Dice over quality of every case, {}, setting {}, {}. The table has the correlations."
+    return _inline(figure, label.format(*series), tooltips)
+
+
+_MARKERS = {"o": "●", "s": "■", "^": "▲"}
+# Where quality 0 is drawn: beside the scale, which starts at 0.5.
+_NOT_FOUND = 0.42
+
+
+def _marks(cases: Sequence[Case]) -> list[tuple[str, int, str]]:
+    """Return each organ with its color's number and its marker: another marker where the colors start again."""
+    kinds = [(color, marker) for marker in _MARKERS for color in range(len(_COLORS))]
+    return [(organ, *kinds[number % len(kinds)]) for number, organ in enumerate(organs_of(cases))]
+
+
+def _tooltip(case: Case) -> str:
+    names = [f"{name} {case[name]}" for name in ("scan", "fold", "seed") if case[name]]
+    return ", ".join([*names, f"Dice {100 * float(case['dice']):.1f}"])
+
+
+def _rule(axes: Any, along: str) -> None:
+    axes.grid(axis=along, color=_INK, alpha=0.15, linewidth=0.6)
+    axes.tick_params(colors=_INK, labelsize=11, length=0)
 
 
 # Of Okabe and Ito, told apart by color-blind people.

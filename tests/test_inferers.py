@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from bundle.inferers import VolumeInferer
-from bundle.matching import ChunkSupport, OrganPrototypes, SliceMatching
+from bundle.matching import ChunkSupport, OrganPrototypes, SliceMatching, SliceSupport
 from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, TopKClassifier
 
 
@@ -291,10 +291,39 @@ def test_a_head_scores_in_place_of_the_networks(matching: SliceMatching | None) 
 
 @pytest.mark.parametrize("head", [None, PrototypeHead(foreground=ClassPrototype())], ids=["networks", "own"])
 def test_a_head_pools_in_place_of_the_networks(network: ALPNet, head: PrototypeHead | None) -> None:
-    support = VolumeInferer([scan(0)], head=head).pool(network, torch.device("cpu"))[1]
+    support = VolumeInferer([scan(0)], head=head).pool(network, torch.device("cpu"))
     assert isinstance(support, ChunkSupport)
-    counts = [len(foreground) for _, foreground in support.organs[3].chunks]
+    counts = [len(foreground) for _, foreground in support.prototypes[3].chunks]
     assert (counts == [1, 1, 1]) == (head is not None)
+
+
+@pytest.mark.parametrize("head", [None, PrototypeHead(foreground=ClassPrototype())], ids=["networks", "own"])
+def test_a_head_pools_every_slice_in_place_of_the_networks(network: ALPNet, head: PrototypeHead | None) -> None:
+    inferer = VolumeInferer([scan(0)], matching=SliceMatching(), head=head)
+    support = inferer.pool(network, torch.device("cpu"))
+    assert isinstance(support, SliceSupport)
+    counts = [len(shown[3]) for shown in support.sources[3][0].prototypes if 3 in shown]
+    assert (counts == [1] * 6) == (head is not None)
+
+
+@pytest.mark.parametrize("matching", [None, SliceMatching()], ids=["chunks", "slices"])
+def test_an_organ_that_is_not_asked_for_is_background(matching: SliceMatching | None) -> None:
+    """Organ 7 looks more like organ 3 than like what is around them."""
+    mixing = nn.Conv2d(3, 3, 1, bias=False)
+    mixing.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])[..., None, None]
+    network = ALPNet(nn.Sequential(Intensities(), mixing), classifier=TopKClassifier(k=1)).eval()
+    query = scan(9)
+    scores = VolumeInferer([scan(0)], organs={"first": 3}, matching=matching)(query["image"][None], network)
+    assert torch.equal(scores[0] > 0, query["label"] == 3)
+
+
+def test_scores_carry_the_margins_of_their_support_if_they_are_measured() -> None:
+    network = ALPNet(Intensities(), classifier=TopKClassifier(k=1)).eval()
+    query = scan(9)["image"][None].repeat(2, 1, 1, 1, 1)
+    measured = VolumeInferer([scan(0)], matching=SliceMatching(measure_own=True))(query, network)
+    torch.testing.assert_close(measured.meta["own_margins"], torch.full((2, 2), 20.0))
+    for matching in (None, SliceMatching()):
+        assert "own_margins" not in VolumeInferer([scan(0)], matching=matching)(query, network).meta
 
 
 def test_a_head_is_in_eval_mode() -> None:

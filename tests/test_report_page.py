@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from bundle.report_page import (
+    Agreement,
     Case,
     Counts,
     Line,
@@ -28,6 +29,8 @@ from bundle.report_page import (
     organ_scores,
     organs_of,
     other_metrics,
+    quality_agreements,
+    quality_plot,
     series_of,
     summary,
     telling_cases,
@@ -51,7 +54,7 @@ def case(dice: float | None, **columns: str) -> dict[str, str]:
         **{"dataset": "phantoms", "method": "alpnet", "setting": "1", "group": "", "fold": "0", "seed": "7"},
         **{"support": "scan_0", "scan": "scan_1", "organ": "liver", "protocol": "paper", "status": status},
         **{"dice": "", "nsd": "", "nsd_tolerance_mm": "2", "hd95_mm": "", "precision": "", "recall": ""},
-        **{"fp_outside_ml": "1.50", "seconds": "0.25", **surfaces, **truth, **columns},
+        **{"fp_outside_ml": "1.50", "quality": "", "seconds": "0.25", **surfaces, **truth, **columns},
     }
 
 
@@ -68,6 +71,21 @@ CASES = [
     *scans("spleen", "1", 0.6, 0.0),
     *scans("liver", "0", 0.3, 0.5, seed="8"),
 ]
+
+# The same with the network's own estimate, none of them alike.
+RATED = [{**one, "quality": f"{0.9 - 0.03 * number:.4f}"} for number, one in enumerate(CASES)]
+
+
+def rated(organ: str, *pairs: tuple[float | None, str], **columns: str) -> list[dict[str, str]]:
+    """A case for each Dice and quality."""
+    return [
+        case(dice, organ=organ, scan=f"scan_{number}", quality=quality, **columns)
+        for number, (dice, quality) in enumerate(pairs)
+    ]
+
+
+# Their ranks by Dice are 5 1 4 2 3, by quality 5 2 3 4 1: 1 - 6 * (0 + 1 + 1 + 4 + 4) / (5 * 24).
+FIVE = [(0.5, "0.9"), (0.1, "0.6"), (0.4, "0.7"), (0.2, "0.8"), (0.3, "0.55")]
 
 
 class Page(HTMLParser):
@@ -234,11 +252,11 @@ def test_a_line_says_how_many_cases_it_used() -> None:
 
 
 def test_the_other_metrics_have_a_line_for_each_organ_and_one_for_the_mean() -> None:
-    cases = [*scans("liver", "0", 0.5, None), *scans("spleen", "0", 0.1, nsd_tolerance_mm="3")]
+    cases = [*scans("liver", "0", 0.5, None, quality="0.75"), *scans("spleen", "0", 0.1, nsd_tolerance_mm="3")]
     [(series, [liver, spleen, mean])] = other_metrics(cases)
     assert series == SERIES
-    assert [score and round(score.mean, 6) for score in liver.scores] == [0.125, 15.0, 0.25, 0.0625, 1.5, 0.25]
-    assert [score and round(score.mean, 6) for score in mean.scores] == [0.075, 21.0, 0.15, 0.0375, 1.5, 0.25]
+    assert [score and round(score.mean, 6) for score in liver.scores] == [0.125, 15.0, 0.25, 0.0625, 1.5, 0.75, 0.25]
+    assert [score and round(score.mean, 6) for score in mean.scores] == [0.075, 21.0, 0.15, 0.0375, 1.5, 0.75, 0.25]
     assert (liver.name, liver.detail, liver.counts) == ("liver", "2", Counts(1, 1, 0, 1))
     assert (spleen.name, spleen.detail, spleen.counts) == ("spleen", "3", Counts(1, 1, 0, 0))
     assert (mean.name, mean.detail, mean.counts) == ("mean", "2 / 3", Counts(1, 2, 0, 1))
@@ -258,6 +276,68 @@ def test_the_best_the_median_and_the_worst_case_are_told_and_none_twice(
     dice: list[float | None], expected: list[tuple[str, str]]
 ) -> None:
     assert [(rank, told["dice"]) for rank, told in telling_cases(scans("liver", "0", *dice))] == expected
+
+
+def test_quality_is_compared_with_dice_by_ranks_and_by_the_worst_quarter() -> None:
+    [(series, [liver, _])] = quality_agreements(rated("liver", *FIVE))
+    assert series == SERIES
+    # A quarter of five is two: the worst have quality 0.6 and 0.8, the lowest qualities are 0.55 and 0.6.
+    assert liver == Agreement(cases=5, correlation=pytest.approx(0.5), found=0.5, chance=0.4)
+
+
+def test_quality_is_compared_in_each_organ_and_in_all_organs_cases_together() -> None:
+    liver = rated("liver", (0.1, "0.7"), (0.2, "0.6"), (0.3, "0.5"))
+    spleen = rated("spleen", (0.7, "0.99"), (0.8, "0.98"), (0.9, "0.97"))
+    [(_, agreements)] = quality_agreements([*liver, *spleen])
+    assert [one.correlation for one in agreements[:2]] == pytest.approx([-1, -1])
+    # Ranks by quality 3 2 1 6 5 4: 1 - 6 * 16 / (6 * 35). Of two worst one is found.
+    assert agreements[2] == Agreement(6, pytest.approx(1 - 96 / 210), 0.5, pytest.approx(1 / 3))
+
+
+def test_a_missed_organ_is_compared_and_an_absent_or_unrated_one_is_not() -> None:
+    pairs = [(0.5, "0.6"), (None, "0.9"), (0.0, "0.0000"), (0.7, ""), (0.9, "0.8")]
+    [(_, [liver, _])] = quality_agreements(rated("liver", *pairs))
+    assert liver == Agreement(3, pytest.approx(1.0), 1.0, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0.2, "0.6"), (0.4, "0.7")],
+        [(0.2, "0.8"), (0.4, "0.8"), (0.6, "0.8")],
+        [(0.0, "0.6"), (0.0, "0.7"), (0.0, "0.8")],
+    ],
+    ids=["two cases", "one quality", "one Dice"],
+)
+@pytest.mark.filterwarnings("error")
+def test_where_there_is_nothing_to_rank_there_is_no_agreement(pairs: list[tuple[float, str]]) -> None:
+    [(_, agreements)] = quality_agreements(rated("liver", *pairs))
+    assert agreements == [Agreement(len(pairs), None, None, None)] * 2
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(0.2, "0.7"), (0.2, "0.6"), (0.5, "0.8"), (0.6, "0.9")],
+        [(0.3, "0.6"), (0.2, "0.6"), (0.5, "0.8"), (0.6, "0.9")],
+    ],
+    ids=["Dice", "quality"],
+)
+def test_of_equal_cases_the_first_is_in_the_quarter(pairs: list[tuple[float, str]]) -> None:
+    [(_, [liver, _])] = quality_agreements(rated("liver", *pairs))
+    assert (liver.found, liver.chance) == (0, 0.25)
+
+
+def test_each_series_has_its_own_agreement_and_one_without_quality_has_none() -> None:
+    cases = [
+        *rated("spleen", (0.5, "0.6"), method="b"),
+        *scans("liver", "0", 0.1, 0.2, 0.3, method="old"),
+        *rated("liver", *FIVE, method="a"),
+    ]
+    agreements = dict(quality_agreements(cases))
+    assert list(agreements) == [("b", "1", "paper"), ("a", "1", "paper")]
+    assert [one.cases for one in agreements["b", "1", "paper"]] == [1, 0, 1]
+    assert [one.cases for one in agreements["a", "1", "paper"]] == [0, 5, 5]
 
 
 def points(svg: str, of_cases: bool) -> list[tuple[float, str | None]]:
@@ -309,9 +389,56 @@ def test_more_methods_than_colors_start_from_the_first_again() -> None:
     assert svg.count("var(--method-1)") == 2 * svg.count("var(--method-2)")
 
 
+def dots(svg: str) -> dict[str, ElementTree.Element]:
+    """The points of a plot by their titles."""
+    return {title: use for use in ElementTree.fromstring(svg).iter("use") if (title := use.findtext("title"))}
+
+
+def test_every_case_is_a_point_at_its_quality_and_dice_with_its_name() -> None:
+    cases = rated("liver", (0.0, "0.5"), (1.0, "1.0"), (0.25, "0.75"), (0.0, "0.0000"), (0.5, ""), (None, "0.9"))
+    drawn = dots(quality_plot(cases, SERIES))
+    assert list(drawn)[2] == "liver, scan scan_2, fold 0, seed 7, Dice 25.0, quality 0.750"
+    half, one, between, not_found = ((float(use.attrib["x"]), float(use.attrib["y"])) for use in drawn.values())
+    assert between[0] == pytest.approx((half[0] + one[0]) / 2, abs=1e-3)
+    assert between[1] == pytest.approx(half[1] + (one[1] - half[1]) / 4, abs=1e-3)
+    assert not_found[0] < half[0] < one[0]
+    assert not_found[1] == half[1]
+    # Dice 0 to 1 takes most of a plot that is 259 points high.
+    assert half[1] - one[1] > 150
+
+
+def test_an_organ_has_the_same_color_in_every_plot_and_in_the_legend(tmp_path: Path) -> None:
+    liver, spleen = rated("liver", *FIVE), rated("spleen", *FIVE)
+    cases = [*liver, *spleen, *rated("spleen", *FIVE, method="other")]
+    for series in series_of(cases):
+        styles = {title.split(",")[0]: use.get("style") for title, use in dots(quality_plot(cases, series)).items()}
+        assert "var(--method-2)" in str(styles["spleen"])
+    signs = [found["style"] for found in page(tmp_path, cases).all("b") if "style" in found]
+    assert signs == ["color: var(--method-1)", "color: var(--method-2)"]
+
+
+def test_more_organs_than_colors_have_another_marker(tmp_path: Path) -> None:
+    cases = [case(0.5, organ=f"organ {number}", quality="0.8") for number in range(7)]
+    svg = quality_plot(cases, SERIES)
+    outlines = {f"#{path.get('id')}": path.get("d") for path in ElementTree.fromstring(svg).iter("path")}
+    first, second, *_, last = dots(svg).values()
+    assert outlines[first.attrib["href"]] == outlines[second.attrib["href"]] != outlines[last.attrib["href"]]
+    assert first.attrib["style"] == last.attrib["style"] != second.attrib["style"]
+    assert "● organ 0 ● organ 1" in page(tmp_path, cases).text
+    assert "● organ 5 ■ organ 6" in page(tmp_path, cases).text
+
+
+def test_a_plot_of_quality_shows_its_series_alone_and_names_it() -> None:
+    cases = [*rated("liver", (0.5, "0.7")), *rated("liver", (0.4, "0.8"), protocol="volume")]
+    svg = quality_plot(cases, (*SERIES[:2], "volume"))
+    assert [title.rpartition(" ")[2] for title in dots(svg)] == ["0.800"]
+    label = "Scatter plot: Dice over quality of every case, alpnet, setting 1, volume. The table has the correlations."
+    assert ElementTree.fromstring(svg).attrib["aria-label"] == label
+
+
 def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     picture = save_picture(tmp_path / "a.png", 100)
-    parsed = page(tmp_path, CASES, picture_of=lambda _: picture, published={"1": {"liver": 70.0}})
+    parsed = page(tmp_path, RATED, picture_of=lambda _: picture, published={"1": {"liver": 70.0}})
     html = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert not re.search(r"https?:|@import|//\w", html)
     assert [link for link in re.findall(r"url\((.*?)\)", html) if not link.startswith("#")] == []
@@ -324,7 +451,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
 
 
 def test_links_within_the_page_lead_somewhere_and_no_name_is_there_twice(tmp_path: Path) -> None:
-    parsed = page(tmp_path, CASES)
+    parsed = page(tmp_path, [*RATED, *({**one, "method": "plain"} for one in RATED)])
     names = [found["id"] for _, found in parsed.elements if "id" in found]
     links = [found[name][1:] for _, found in parsed.elements for name in ("href", "xlink:href") if name in found]
     assert len(names) == len(set(names))
@@ -337,7 +464,7 @@ def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
     picture = save_picture(tmp_path / "a.png", 100)
     parsed = page(
         tmp_path,
-        [case(0.5, **evil), case(0.4, **{**evil, "scan": "a"}), case(None, **{**evil, "support": EVIL})],
+        [case(0.5, quality="0.8", **evil), case(0.4, **{**evil, "scan": "a"}), case(None, **{**evil, "support": EVIL})],
         title=f"title {EVIL}",
         settings={f"name {EVIL}": f"value {EVIL}"},
         notes=[f"note {EVIL}"],
@@ -365,12 +492,43 @@ def test_a_gain_has_a_plus(tmp_path: Path) -> None:
 
 
 def test_the_page_tells_the_other_metrics(tmp_path: Path) -> None:
-    rows = page(tmp_path, scans("liver", "0", 0.5, None)).rows(1)
-    assert rows[0][1:8] == [
+    rows = page(tmp_path, scans("liver", "0", 0.5, None, quality="0.8125")).rows(1)
+    assert rows[0][1:9] == [
         "NSD x 100", "tolerance of NSD, mm", "HD95 mm", "precision x 100", "recall x 100", "false positive outside, ml",
-        "time s per scan",
+        "quality own estimate", "time s per scan",
     ]  # fmt: skip
-    assert rows[2] == ["liver", "12.5", "2", "15.0", "25.0", "6.2", "1.5", "0.25", "1", "0", "1"]
+    assert rows[2] == ["liver", "12.5", "2", "15.0", "25.0", "6.2", "1.5", "0.812", "0.25", "1", "0", "1"]
+
+
+def test_the_page_tells_how_quality_agrees_with_dice(tmp_path: Path) -> None:
+    cases = [*rated("liver", *FIVE), *rated("spleen", (0.6, "0.52")), *scans("spleen", "0", 0.5, method="old")]
+    parsed = page(tmp_path, cases)
+    # Ranks of the six by Dice 5 1 4 2 3 6, by quality 6 3 4 5 2 1: 1 - 6 * (1 + 4 + 0 + 9 + 1 + 25) / (6 * 35).
+    assert parsed.rows(2) == [
+        ["method", "all organs", "liver", "spleen"],
+        ["", "", "", "alpnet setting 1, paper"],
+        ["rank correlation Spearman", "-0.14 6 cases", "0.50 5 cases", "- 1 case"],
+        ["worst quarter found x 100", "0.0 by chance 33.3", "50.0 by chance 40.0", "-"],
+    ]
+    assert "the network's own estimate of how good a mask is, made without the truth" in parsed.text
+    assert "#quality" in [link["href"] for link in parsed.all("a")]
+    assert len([svg for svg in parsed.all("svg") if svg["aria-label"].startswith("Scatter plot")]) == 1
+
+
+@pytest.mark.parametrize("cases", [CASES, rated("liver", (None, "0.8"), (0.5, ""))], ids=["none", "absent"])
+def test_a_page_without_quality_has_no_place_for_it(tmp_path: Path, cases: list[Case]) -> None:
+    parsed = page(tmp_path, cases)
+    assert "Quality against Dice" not in parsed.text
+    assert "#quality" not in [link["href"] for link in parsed.all("a")]
+
+
+def test_a_table_without_the_column_of_quality_is_as_one_with_empty_cells(tmp_path: Path) -> None:
+    page(tmp_path, CASES)
+    expected = (tmp_path / "report.html").read_bytes()
+    older = [{name: value for name, value in one.items() if name != "quality"} for one in CASES]
+    assert quality_agreements(older) == []
+    page(tmp_path, older)
+    assert (tmp_path / "report.html").read_bytes() == expected
 
 
 def test_a_sentence_says_what_was_evaluated(tmp_path: Path) -> None:
@@ -457,13 +615,13 @@ def test_the_tables_are_rectangles_with_a_column_or_line_for_each_organ(
 
 def test_the_same_input_gives_the_same_bytes_in_any_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.test_report_page import CASES, write_report;"
-        "write_report(Path(sys.argv[1]), CASES, 'A report', {'torch': '2.13'}, {'1': {'liver': 70.0}})"
+        "import sys; from pathlib import Path; from tests.test_report_page import RATED, write_report;"
+        "write_report(Path(sys.argv[1]), RATED, 'A report', {'torch': '2.13'}, {'1': {'liver': 70.0}})"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "other.html")]
     # What hangs on the order of a set differs there.
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "1"}, check=True)
-    page(tmp_path, CASES, published={"1": {"liver": 70.0}})
+    page(tmp_path, RATED, published={"1": {"liver": 70.0}})
     assert (tmp_path / "other.html").read_bytes() == (tmp_path / "report.html").read_bytes()
 
 

@@ -367,6 +367,25 @@ def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
         assert parsers[0][key] == parsers[1][key], key
 
 
+FROM_SCANS_TO_MASKS = ("matching", "head", "refinement")
+
+
+def parsed(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    return parser
+
+
+def test_inference_is_what_the_preset_for_one_annotated_scan_makes_of_training() -> None:
+    inference, preset = parsed("inference.yaml"), parsed("train.yaml", "preset_annotate_one.yaml")
+    assert [inference[key] for key in FROM_SCANS_TO_MASKS] == [preset[key] for key in FROM_SCANS_TO_MASKS]
+
+
+def test_the_papers_preset_makes_inference_what_training_is() -> None:
+    inference, train_config = parsed("inference.yaml", "preset_paper.yaml"), parsed("train.yaml")
+    assert [inference[key] for key in FROM_SCANS_TO_MASKS] == [train_config[key] for key in FROM_SCANS_TO_MASKS]
+
+
 def test_run_and_training_are_the_same_item() -> None:
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.yaml"))

@@ -11,7 +11,17 @@ from typing import Any
 from bundle.cases import COLUMNS, read_cases, versions
 from bundle.cross_validation.workflow import PROTOCOLS, Workflow
 from bundle.files import written_whole
-from bundle.report_page import METRICS, NAMES, Score, organs_of, other_metrics, summary, write_report
+from bundle.report_page import (
+    METRICS,
+    NAMES,
+    Agreement,
+    Score,
+    organs_of,
+    other_metrics,
+    quality_agreements,
+    summary,
+    write_report,
+)
 from bundle.reports import write_csv
 
 
@@ -97,9 +107,10 @@ def write_results(
 
 
 def markdown_table(cases: Sequence[Mapping[str, str]], published: Mapping[str, Mapping[str, float]]) -> str:
-    """Return two tables as Markdown: Dice x 100 beside the published numbers, then all other metrics.
+    """Return tables as Markdown: Dice x 100 beside the published numbers, then all other metrics.
 
-    Numbers are means of the folds' means and, if there are several, their standard deviation.
+    Their numbers are means of the folds' means and, if there are several, their standard deviation. A third table, if
+    any case has a quality, says how well that ranks the cases by Dice.
     """
     organs = organs_of(cases)
     dice = [["Dice x 100", "setting, protocol", *organs, "mean", "folds x seeds", "cases (missed, absent)"]]
@@ -113,7 +124,29 @@ def markdown_table(cases: Sequence[Mapping[str, str]], published: Mapping[str, M
         for line in lines:
             cells = [_cell(s, 1 if n in IN_UNITS else 100) for n, s in zip(METRICS[1:], line.scores, strict=True)]
             others.append([*series, line.name, *cells])
-    return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in _ruled(table)) for table in (dice, others))
+    tables = [dice, others, *_quality_tables(cases)]
+    return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in _ruled(table)) for table in tables)
+
+
+def _quality_tables(cases: Sequence[Mapping[str, str]]) -> list[list[list[str]]]:
+    """Return one table of how quality agrees with Dice, or none."""
+    rows = []
+    for series, agreements in quality_agreements(cases):
+        rows.append([*series, "Spearman (cases)", *map(_correlation, agreements)])
+        rows.append([*series, "worst quarter found x 100 (by chance)", *map(_found, agreements)])
+    header = ["method", "setting", "protocol", "quality against Dice", *organs_of(cases), "all organs"]
+    return [[header, *rows]] if rows else []
+
+
+def _correlation(agreement: Agreement) -> str:
+    number = "-" if agreement.correlation is None else f"{agreement.correlation:.2f}"
+    return f"{number} ({agreement.cases})"
+
+
+def _found(agreement: Agreement) -> str:
+    if agreement.found is None or agreement.chance is None:
+        return "-"
+    return f"{100 * agreement.found:.1f} ({100 * agreement.chance:.1f})"
 
 
 def _cell(score: Score | None, factor: float, sign: str = "") -> str:

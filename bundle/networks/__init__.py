@@ -4,6 +4,7 @@ from bundle.networks.alpnet import AlignedALPNet, ALPNet, PrototypeHead
 from bundle.networks.classifier import CosineClassifier, TopKClassifier
 from bundle.networks.encoders import ResNetEncoder
 from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
+from bundle.networks.transformer import TransformerEncoder
 from bundle.networks.weights import load_network
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PrototypeHead",
     "ResNetEncoder",
     "TopKClassifier",
+    "TransformerEncoder",
     "load_network",
 ]

@@ -29,7 +29,7 @@ class SmoothAcrossSlicesd(MapTransform):
     Args:
         keys: Scores.
         weight: Of each of the two neighbors, in [0, 1/3]; the slice itself has the rest.
-        limit: Scores are cut off at plus and minus this, in logits, so that one slice cannot outvote its neighbors.
+        limit: The averages are cut off at plus and minus this, in logits: beyond it nothing is more certain.
 
     Raises:
         ValueError: If a number is out of range.
@@ -70,7 +70,7 @@ class GuidedScoresd(MapTransform):
             scores in it are only averaged; > 0.
 
     Raises:
-        ValueError: If a number is out of range, or the image is missing.
+        ValueError: If a number is out of range, or the image lies on another grid than the scores.
     """
 
     def __init__(self, keys: KeysCollection, image: str = IMAGE, radius: int = 8, flatness: float = 0.03) -> None:
@@ -87,6 +87,11 @@ class GuidedScoresd(MapTransform):
         for key in self.key_iterator(data):
             scores = _plain(data[key])
             image = _plain(data[self.image]).to(scores)
+            if image.shape[1:] != scores.shape[1:]:
+                raise ValueError(
+                    f"{self.image} must be on the grid of the scores, {list(scores.shape[1:])}, got "
+                    f"{list(image.shape[1:])}."
+                )
             # A slice at a time: the window's sums of a whole volume would need many times its memory.
             slices = [self._filtered(image[..., z], scores[..., z]) for z in range(scores.shape[-1])]
             result[key] = _like(data[key], torch.stack(slices, dim=-1))
@@ -152,11 +157,13 @@ class PresenceGated(MapTransform):
     """Leave out an organ that is found with too little evidence: the scan does not show it.
 
     Evidence is the median score of the voxels that would be the organ. It is compared with that of the organ's voxels
-    in the annotated scans, each slice scored by the others, so the gate needs no other setting for another encoder,
-    organ or modality. Where that is not known (chunk matching, a single annotated slice) nothing is left out.
+    in the annotated scans, each slice scored by the others; where that is not known (a single annotated slice) nothing
+    is left out. It costs true organs in scans that look unlike the annotated one, so no preset has it
+    (docs/annotate_one.md).
 
     Args:
-        keys: Scores of ``VolumeInferer``; their meta tells the margins of the support.
+        keys: Scores of ``VolumeInferer``; their meta tells the margins of the support, if the matching is a
+            ``SliceMatching`` with ``measure_own``.
         share: Of the support's evidence that is enough, in [0, 1].
         overlap: As of ``LargestComponentsd``.
 
@@ -172,14 +179,20 @@ class PresenceGated(MapTransform):
         self.overlap = overlap
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Return ``data`` with negative scores of the organs that are left out."""
+        """Return ``data`` with negative scores of the organs that are left out.
+
+        Raises:
+            ValueError: If the margins of the support were not measured.
+        """
         result = dict(data)
         for key in self.key_iterator(data):
+            if OWN_MARGINS not in getattr(data[key], "meta", {}):
+                raise ValueError("PresenceGated needs bundle.matching.SliceMatching with measure_own: true.")
             scores = _plain(data[key]).clone()
             enough = self.share * torch.as_tensor(data[key].meta[OWN_MARGINS]).flatten()
             for own, mask, least in zip(scores, organ_masks(scores, self.overlap), enough.tolist(), strict=True):
                 if mask.any() and float(own[mask].median()) < least:
-                    own[mask] = -own[mask]
+                    own.copy_(-own.abs())
             result[key] = _like(data[key], scores)
         return result
 

@@ -143,6 +143,14 @@ def test_runs_are_compared_in_one_table(finished: Path, study: Path, tmp_path: P
     assert "data:image/jpeg" not in (tmp_path / "one" / "report.html").read_text()
 
 
+def test_trained_weights_are_evaluated_under_other_settings(finished: Path, study: Path, tmp_path: Path) -> None:
+    run_here(study, tmp_path / "other", configs="smoke,preset_annotate_one", weights_of=str(finished), folds=[0])
+    assert not list((tmp_path / "other").rglob("model.pt"))
+    ours, before = (read_cases(folder / "cases.csv") for folder in (tmp_path / "other", finished))
+    assert {(case["fold"], case["scan"]) for case in ours} <= {(case["fold"], case["scan"]) for case in before}
+    assert {case["quality"] for case in ours} != {""}
+
+
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is no folder of a cross-validation"):
         CrossValidation().compare(str(tmp_path), str(tmp_path / "out"))
@@ -200,6 +208,7 @@ def test_a_unit_that_fails_is_named_and_the_others_are_done(study: Path, tmp_pat
         ({"max_epoch": 3}, "unknown key 'max_epoch'"),
         ({"configs": "data_chaos"}, "there is no config data_chaos"),
         ({"dataset_dir": "nowhere"}, "nowhere does not exist"),
+        ({"weights_of": "nowhere"}, r"nowhere has no model\.pt of fold_0/seed_1234, fold_1/seed_1234"),
     ],
 )
 def test_a_mistake_is_said_before_any_work(study: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -71,6 +71,22 @@ def test_an_untrained_network_keeps_the_weights_that_it_starts_with(tmp_path: Pa
     assert made(max_epochs=2).steps == 2000
 
 
+def test_the_weights_of_another_run_are_evaluated_fold_by_fold(tmp_path: Path) -> None:
+    workflow = Workflow(CHAOS, {"dataset_dir": "scans"}, 2, False, tmp_path / "trained")
+    paper, volume = commands(workflow, unit(tmp_path / "new", "upper"))
+    assert paper["run"] == volume["run"] == "evaluating"
+    assert paper["--ckpt_dir"] == str(tmp_path / "trained" / "upper" / "fold_3" / "seed_7")
+    assert paper["--output_dir"] == str(tmp_path / "new" / "upper" / "fold_3" / "seed_7" / "paper")
+    assert workflow.steps == 0
+    assert workflow.settings()["weights_of"] == "trained"
+    assert "weights_of" not in made().settings()
+
+
+def test_a_network_is_either_untrained_or_has_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Give one of them"):
+        Workflow(CHAOS, {"dataset_dir": "scans"}, 1, True, tmp_path)
+
+
 def test_an_untrained_ct_network_gets_the_training_sets_intensities(tmp_path: Path) -> None:
     learning, *_ = commands(made(["data_sabs_ct"], untrained=True), unit(tmp_path))
     assert learning["run"] == "training"

@@ -113,6 +113,43 @@ def test_support_and_query_are_two_views_of_one_superpixel(tmp_path: Path) -> No
     assert (query * support).sum() >= 11 * 19
 
 
+def of_slices(folder: Path, *slices: np.ndarray, **settings: Any) -> EpisodeDataset:
+    """One scan with these superpixels and slices of brightness 100, 200, ..."""
+    ids = np.stack(slices, axis=-1)
+    image = np.random.default_rng(0).normal(0, 1, ids.shape) + 100 * (1 + np.arange(len(slices)))
+    files = write_arrays(folder / "slices.npz", image, ids)
+    return EpisodeDataset([files], StoredScan(), folder / "cache", num_workers=0, augmentation=STILL, **settings)
+
+
+def slice_of(view: Tensor) -> int:
+    """Tell the slice by its brightness: 100 to 400, standardized by a mean of 250 and a deviation of 112."""
+    return round(float(view.mean()) * 1.12 + 1.5)
+
+
+def test_support_and_query_can_be_slices_that_show_the_same_supervoxel(tmp_path: Path) -> None:
+    """Id 1 is in slices 0, 1 and 3, id 2 in slice 2 alone."""
+    slices = (quarters(1, 0, 0, 0), quarters(0, 1, 0, 0), quarters(2, 0, 0, 0), quarters(1, 0, 0, 0))
+    dataset = of_slices(tmp_path, *slices, query_distance=2)
+    pairs = set()
+    for index in range(80):
+        episode = dataset[index]
+        pair = slice_of(episode["support_image"]), slice_of(episode["image"])
+        for z, mask in zip(pair, (episode["support_mask"][0, 0], episode["label"][0]), strict=True):
+            assert torch.equal(mask > 0, torch.from_numpy(slices[z] > 0))
+        pairs.add(pair)
+    assert pairs == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 3), (3, 1), (3, 3), (2, 2)}
+
+
+def test_without_a_distance_the_query_is_the_supports_own_slice(tmp_path: Path) -> None:
+    dataset = of_slices(tmp_path, *(quarters(1, 0, 0, 0) for _ in range(4)))
+    assert all(torch.equal(dataset[i]["image"], dataset[i]["support_image"][0]) for i in range(20))
+
+
+def test_a_negative_distance_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="query_distance must be a number of slices"):
+        of_slices(tmp_path, quarters(1, 0, 0, 0), query_distance=-1)
+
+
 @pytest.mark.parametrize(
     ("slice_ids", "min_area"), [(square(12), 140), (all_but_a_corner(14), 190)], ids=["foreground", "background"]
 )

@@ -120,6 +120,28 @@ def test_if_all_are_annotated_a_fold_is_asked_for(tmp_path: Path) -> None:
         open_study(folder, tmp_path)
 
 
+def test_several_scans_can_be_the_support(tmp_path: Path) -> None:
+    annotated = [f"scan_{number}" for number in range(10)]
+    folder = make_study(tmp_path / "study", [*annotated, "extra_77"], annotated)
+    study = open_study(folder, tmp_path, fold=4, support_scans=3)
+    assert names(study.support) == ["scan_0", "scan_1", "scan_2"]
+    assert names(study.queries) == ["scan_8", "scan_9"]
+    assert names(study.training) == ["scan_3", "scan_4", "scan_5", "scan_6", "scan_7", "extra_77"]
+    study = open_study(folder, tmp_path, support_scans=4)
+    assert (names(study.support), len(study.queries)) == ([f"scan_{number}" for number in range(4)], 6)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
+def test_a_number_of_support_scans_that_is_none_is_refused(tmp_path: Path, number: Any) -> None:
+    with pytest.raises(ValueError, match="support_scans must be a whole number, at least 1"):
+        open_study(tmp_path, tmp_path, support_scans=number)
+
+
+def test_support_scans_that_leave_none_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="8 support scans beside 2 queries leave none of the 10 annotated scans"):
+        fold_of([{"image": str(number)} for number in range(10)], 0, shots=8)
+
+
 @pytest.mark.parametrize("fold", [-1, 5, 1.0, "1", True])
 def test_a_fold_that_does_not_exist_is_refused(fold: Any) -> None:
     with pytest.raises(ValueError, match="fold must be a whole number from 0 to 4"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.networks import AlignedALPNet, ALPNet, ClassPrototype, ResNetEncoder
+from bundle.networks import AlignedALPNet, ALPNet, ClassPrototype, PrototypeHead, ResNetEncoder, TopKClassifier
 from bundle.networks.alpnet import reduce_mask
 
 
@@ -144,6 +144,28 @@ def test_a_pooling_can_be_swapped() -> None:
     plain = ALPNet(nn.Identity(), foreground=ClassPrototype(), background=ClassPrototype())
     background, foreground = plain.prototypes(torch.randn(1, 2, 24, 32), square(0, 0))
     assert background.shape == foreground.shape == (1, 2)
+
+
+def test_a_head_pools_the_mask_and_what_is_outside_of_it() -> None:
+    features, mask = torch.randn(2, 5, 6, 8), (torch.rand(2, 1, 6, 8) > 0.3).float()
+    background, foreground = PrototypeHead(ClassPrototype(), ClassPrototype()).prototypes(features, mask)
+    torch.testing.assert_close(foreground, ClassPrototype()(features, mask))
+    torch.testing.assert_close(background, ClassPrototype()(features, 1 - mask))
+
+
+def test_a_head_scores_the_background_first() -> None:
+    query, background, foreground = torch.randn(5, 6, 8), torch.randn(7, 5), torch.randn(3, 5)
+    classifier = TopKClassifier(k=2)
+    logits = PrototypeHead(classifier=classifier).score(query, background, foreground)
+    torch.testing.assert_close(logits, torch.stack([classifier(query, background), classifier(query, foreground)]))
+
+
+def test_a_head_alone_has_no_parameter_and_is_the_networks_own_without_other_parts() -> None:
+    head, network = PrototypeHead().eval(), ALPNet(nn.Identity()).eval()
+    support, mask, query = torch.randn(1, 5, 12, 16), square(0, 0)[..., :12, :16], torch.randn(5, 12, 16)
+    assert not head.state_dict()
+    expected = network.segment(query[None], support[None], mask[None])[0]
+    torch.testing.assert_close(head.score(query, *head.prototypes(support, mask)), expected)
 
 
 def test_any_module_serves_as_encoder() -> None:

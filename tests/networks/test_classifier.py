@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundle.networks import CosineClassifier
+from bundle.networks import CosineClassifier, TopKClassifier
+
+CLASSIFIERS = [CosineClassifier, TopKClassifier]
 
 
 def score_by_loop(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
@@ -30,34 +32,69 @@ def test_scores_match_the_loop(count: int) -> None:
     torch.testing.assert_close(CosineClassifier()(features, prototypes), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_feature_equal_to_its_only_prototype_scores_the_scale() -> None:
-    feature = torch.randn(5, 1, 1)
-    torch.testing.assert_close(CosineClassifier(7.0)(feature, feature.flatten()[None]), torch.full((1, 1), 7.0))
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+class TestEveryClassifier:
+    """What holds for each member; a new one is added to ``CLASSIFIERS``."""
+
+    def test_a_feature_equal_to_its_only_prototype_scores_the_scale(self, classifier: type[CosineClassifier]) -> None:
+        feature = torch.randn(5, 1, 1)
+        score = classifier(scale=7.0)(feature, feature.flatten()[None])
+        torch.testing.assert_close(score, torch.full((1, 1), 7.0))
+
+    def test_scores_do_not_depend_on_the_length_of_the_vectors(self, classifier: type[CosineClassifier]) -> None:
+        features, prototypes = torch.randn(5, 3, 4), torch.randn(3, 5)
+        torch.testing.assert_close(classifier()(7 * features, 3 * prototypes), classifier()(features, prototypes))
+
+    def test_without_a_prototype_the_score_is_zero(self, classifier: type[CosineClassifier]) -> None:
+        score = classifier()(torch.randn(5, 3, 4), torch.zeros(0, 5))
+        torch.testing.assert_close(score, torch.zeros(3, 4))
+
+    def test_a_prototype_of_zeros_scores_zero(self, classifier: type[CosineClassifier]) -> None:
+        score = classifier()(torch.randn(5, 3, 4), torch.zeros(1, 5))
+        torch.testing.assert_close(score, torch.zeros(3, 4))
+
+    def test_the_order_of_the_prototypes_does_not_matter(self, classifier: type[CosineClassifier]) -> None:
+        features, prototypes = torch.randn(5, 3, 4), torch.randn(8, 5)
+        torch.testing.assert_close(classifier()(features, prototypes), classifier()(features, prototypes.flip(0)))
+
+    @pytest.mark.parametrize("scale", [0.0, -20.0])
+    def test_a_scale_that_is_not_positive_is_refused(self, classifier: type[CosineClassifier], scale: float) -> None:
+        with pytest.raises(ValueError, match="scale must be positive"):
+            classifier(scale=scale)
 
 
-def test_scores_do_not_depend_on_the_length_of_the_vectors() -> None:
-    features, prototypes = torch.randn(5, 3, 4), torch.randn(3, 5)
-    classifier = CosineClassifier()
-    torch.testing.assert_close(classifier(7 * features, 3 * prototypes), classifier(features, prototypes))
+def mean_of_largest_by_loop(features: Tensor, prototypes: Tensor, k: int, scale: float) -> Tensor:
+    """The definition, one pixel at a time."""
+    score = torch.zeros(features.shape[1:])
+    for row in range(features.shape[1]):
+        for column in range(features.shape[2]):
+            pixel = features[:, row, column]
+            similar = sorted(float(pixel @ p) / (float(pixel.norm()) * float(p.norm())) for p in prototypes)[-k:]
+            score[row, column] = scale * sum(similar) / len(similar)
+    return score
 
 
-def test_without_a_prototype_the_score_is_zero() -> None:
-    score = CosineClassifier()(torch.randn(5, 3, 4), torch.zeros(0, 5))
-    torch.testing.assert_close(score, torch.zeros(3, 4))
+@pytest.mark.parametrize("count", [1, 5, 9])
+@pytest.mark.parametrize("k", [1, 3, 5, 20])
+def test_the_mean_of_the_largest_similarities_matches_the_loop(k: int, count: int) -> None:
+    features, prototypes = torch.randn(6, 3, 4), torch.randn(count, 6)
+    expected = mean_of_largest_by_loop(features, prototypes, k, 7.0)
+    torch.testing.assert_close(TopKClassifier(k, scale=7.0)(features, prototypes), expected)
 
 
-def test_a_prototype_of_zeros_scores_zero() -> None:
-    score = CosineClassifier()(torch.randn(5, 3, 4), torch.zeros(1, 5))
-    torch.testing.assert_close(score, torch.zeros(3, 4))
+@pytest.mark.parametrize(("k", "expected"), [(1, 20.0), (2, 18.0), (3, 16.0), (4, 12.0), (5, 12.0)])
+def test_the_largest_similarities_are_averaged(k: int, expected: float) -> None:
+    prototypes = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.8, -0.6]])
+    score = TopKClassifier(k)(torch.tensor([3.0, 0.0])[:, None, None], prototypes)
+    torch.testing.assert_close(score, torch.tensor([[expected]]))
 
 
-def test_the_order_of_the_prototypes_does_not_matter() -> None:
-    features, prototypes = torch.randn(5, 3, 4), torch.randn(6, 5)
-    classifier = CosineClassifier()
-    torch.testing.assert_close(classifier(features, prototypes), classifier(features, prototypes.flip(0)))
+def test_prototypes_unlike_a_pixel_leave_its_score_as_it_is() -> None:
+    feature = torch.tensor([1.0, 0.0])[:, None, None]
+    prototypes = torch.tensor([[0.8, 0.6]] * 5 + [[0.0, 1.0]] * 1000)
+    torch.testing.assert_close(TopKClassifier()(feature, prototypes), torch.tensor([[16.0]]))
 
 
-@pytest.mark.parametrize("scale", [0.0, -20.0])
-def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match="scale must be positive"):
-        CosineClassifier(scale)
+def test_averaging_less_than_one_similarity_is_refused() -> None:
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        TopKClassifier(k=0)

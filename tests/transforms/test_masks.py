@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd, scores_to_label
+from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd, organ_masks, scores_to_label
 
 
 def scores_of(*organs: list[float]) -> Tensor:
@@ -75,6 +75,22 @@ def test_without_overlap_a_voxel_goes_to_its_best_organ_only() -> None:
 def test_with_overlap_each_organ_is_where_its_own_score_is_above_0() -> None:
     masks = ScoresToMasksd("pred", overlap=True)({"pred": OVERLAPPING})["pred"]
     torch.testing.assert_close(masks, scores_of([1.0, 1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_where_an_organ_is_is_true_or_false(overlap: bool) -> None:
+    masks = organ_masks(OVERLAPPING, overlap)
+    assert masks.dtype == torch.bool
+    torch.testing.assert_close(masks.float(), ScoresToMasksd("pred", overlap)({"pred": OVERLAPPING})["pred"])
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"), [(True, [[False, True], [True, True]]), (False, [[False, True], [False, False]])]
+)
+def test_an_organ_is_not_where_its_score_is_no_number(overlap: bool, expected: list[list[bool]]) -> None:
+    """Without overlap no organ is, as in the label map."""
+    scores = scores_of([float("nan"), 2.0], [3.0, 1.0])
+    assert organ_masks(scores, overlap).flatten(1).tolist() == expected
 
 
 @pytest.mark.parametrize("organs", [1, 3, 300])

@@ -10,9 +10,11 @@ from torch import Tensor
 from bundle.transforms.superpixels import (
     SliceSegmenter,
     Superpixelsd,
+    Supervoxelsd,
     body_mask,
     felzenszwalb_superpixels,
     number_superpixels,
+    slic_superpixels,
 )
 
 
@@ -26,7 +28,7 @@ def whole(image: np.ndarray) -> np.ndarray:
     return np.zeros(image.shape, dtype=int)
 
 
-SEGMENTERS = {"felzenszwalb": felzenszwalb_superpixels, "quarters": quarters, "whole": whole}
+SEGMENTERS = {"felzenszwalb": felzenszwalb_superpixels, "slic": slic_superpixels, "quarters": quarters, "whole": whole}
 
 
 def disc_volume() -> Tensor:
@@ -204,3 +206,75 @@ def test_superpixels_go_to_their_own_key_and_the_image_stays() -> None:
 def test_what_is_not_a_single_channel_volume_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected a single-channel volume \(1, H, W, Z\), got \(" + str(shape[0])):
         segment(torch.rand(shape))
+
+
+def test_slices_take_turns_with_several_segmenters() -> None:
+    superpixels = segment(disc_volume(), segmenter=[whole, quarters], body_threshold=-1.0)
+    assert [int(superpixels[..., z].max()) for z in range(3)] == [1, 4, 1]
+
+
+def test_no_segmenter_is_refused() -> None:
+    with pytest.raises(ValueError, match="segmenter is an empty list"):
+        Superpixelsd("image", segmenter=[])
+
+
+@pytest.mark.parametrize("size", [100, 400])
+def test_slic_superpixels_have_about_the_size_that_is_asked_for(size: int) -> None:
+    image = np.random.default_rng(0).uniform(0, 1, (80, 80)) + np.indices((80, 80))[0]
+    areas = np.bincount(slic_superpixels(image, size).ravel())
+    assert 0.5 * size < areas.mean() < 2 * size
+
+
+def test_slic_does_not_depend_on_the_unit_of_intensities() -> None:
+    image = np.asarray(disc_volume()[0, ..., 0], dtype=float)
+    np.testing.assert_array_equal(slic_superpixels(image), slic_superpixels(7 * image + 100))
+
+
+# --- supervoxels -----------------------------------------------------------------------------------------------
+
+
+def blocks(depth: int = 6) -> Tensor:
+    """Bright blocks in a gray body: one in slices 0 to 2, another one elsewhere in slices 3 to 5."""
+    volume = torch.zeros(1, 48, 64, depth)
+    volume[:, 4:44, 4:60] = 100.0
+    volume[:, 8:24, 8:24, : depth // 2] = 300.0
+    volume[:, 24:40, 36:52, depth // 2 :] = 300.0
+    return volume
+
+
+def supervoxels(**settings: object) -> Tensor:
+    return Supervoxelsd("image", **{"size": 256, "body_threshold": 10.0} | settings)({"image": blocks()})["superpixels"]
+
+
+def test_a_supervoxel_has_one_id_in_all_its_slices() -> None:
+    ids = supervoxels()
+    assert ids.dtype == torch.int16
+    assert ids.shape == (1, 48, 64, 6)
+    inside = [set(ids[0, 10:22, 10:22, z].unique().tolist()) for z in range(6)]
+    assert inside[0] & inside[1] & inside[2]
+    assert not inside[2] & inside[3]
+
+
+def test_supervoxels_lie_in_the_body_and_are_numbered_without_gaps() -> None:
+    ids = supervoxels()
+    assert bool(((ids > 0) == (blocks() > 10)).all())
+    assert ids.unique().tolist() == list(range(int(ids.max()) + 1))
+
+
+def test_more_slices_make_longer_supervoxels() -> None:
+    def reach(ids: Tensor) -> float:
+        shown = [set(ids[..., z].unique().tolist()) - {0} for z in range(6)]
+        return sum(map(len, shown)) / len(set.union(*shown))
+
+    assert reach(supervoxels(slices=1)) < 2 < reach(supervoxels(slices=6))
+
+
+@pytest.mark.parametrize("settings", [{"size": 0}, {"slices": 0}])
+def test_supervoxels_of_no_size_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="size and slices of a supervoxel must be at least 1"):
+        Supervoxelsd("image", **settings)
+
+
+def test_supervoxels_of_two_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a single-channel volume"):
+        Supervoxelsd("image")({"image": torch.zeros(2, 8, 8, 2)})
