@@ -12,7 +12,9 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from bundle.inferers import VolumeInferer
-from bundle.matching import ChunkSupport, OrganPrototypes, SliceMatching, SliceSupport
+from bundle.matching import SliceMatching
+from bundle.matching.chunks import ChunkSupport, OrganPrototypes
+from bundle.matching.slices import SliceSupport
 from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, TopKClassifier
 
 

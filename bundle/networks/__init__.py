@@ -3,7 +3,13 @@
 from bundle.networks.alpnet import AlignedALPNet, ALPNet, PrototypeHead
 from bundle.networks.classifier import CosineClassifier, TopKClassifier
 from bundle.networks.encoders import ResNetEncoder
-from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
+from bundle.networks.prototypes import (
+    BackgroundPrototypes,
+    ClassPrototype,
+    ForegroundPrototypes,
+    LocalPrototypes,
+    SeveralPoolings,
+)
 from bundle.networks.transformer import TransformerEncoder
 from bundle.networks.weights import load_network
 
@@ -17,6 +23,7 @@ __all__ = [
     "LocalPrototypes",
     "PrototypeHead",
     "ResNetEncoder",
+    "SeveralPoolings",
     "TopKClassifier",
     "TransformerEncoder",
     "load_network",

@@ -1,4 +1,4 @@
-"""Tests of ``bundle.matching``; what ``ChunkMatching`` finds is tested in ``test_inferers``."""
+"""Tests of ``bundle.matching.slices``; what ``ChunkMatching`` finds is tested in ``test_inferers``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bundle.matching import BACKGROUND, ChunkMatching, EncodedScan, Extents, SliceMatching
+from bundle.matching import ChunkMatching, Extents, SliceMatching
+from bundle.matching.slices import BACKGROUND, EncodedScan
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
 from bundle.transforms.masks import scores_to_label
 
