@@ -61,6 +61,15 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert not different
 
 
+FROM_SCANS_TO_MASKS = ("matching", "head", "refinement")
+
+
+def parsed(*names: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    return parser
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished smoke training, started by the command of the README."""
@@ -290,11 +299,23 @@ def test_one_bad_scan_is_named_and_does_not_stop_the_others(trained: Path, scans
 def test_inference_finds_what_training_evaluated(trained: Path, tmp_path: Path) -> None:
     """The two roads to a mask, of training's evaluation and of inference, are the same road."""
     keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")} | support_of(trained)
-    workflow(INFER, tmp_path, **keys).run()
-    one = nibabel.load(tmp_path / "masks" / "phantom_03.nii.gz").get_fdata()
-    other = nibabel.load(trained / "masks" / "phantom_03.nii.gz").get_fdata()
-    np.testing.assert_array_equal(one, other)
-    assert one.any()
+    papers = {key: parsed("train.yaml")[key] for key in FROM_SCANS_TO_MASKS}
+    workflow(INFER, tmp_path, **keys, **papers).run()
+    assert_equal_masks(tmp_path, trained)
+
+
+def test_inference_finds_what_the_preset_for_one_annotated_scan_evaluates(trained: Path, tmp_path: Path) -> None:
+    keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")}
+    workflow(INFER, tmp_path / "one", **keys, **support_of(trained)).run()
+    files = [*TRAIN, str(CONFIGS / "evaluate.yaml"), str(CONFIGS / "preset_annotate_one.yaml")]
+    workflow(files, tmp_path / "other", **keys).run()
+    assert_equal_masks(tmp_path / "one", tmp_path / "other")
+
+
+def assert_equal_masks(one: Path, other: Path) -> None:
+    masks = [nibabel.load(folder / "masks" / "phantom_03.nii.gz").get_fdata() for folder in (one, other)]
+    np.testing.assert_array_equal(*masks)
+    assert masks[0].any()
 
 
 @pytest.mark.parametrize(
@@ -365,15 +386,6 @@ def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
         parser["network_def::encoder::train_batch_norm"] = None  # of training alone
     for key in ("network_def", "orientation", "slice_axis", "spacing", "intensity", "statistics", "phantom"):
         assert parsers[0][key] == parsers[1][key], key
-
-
-FROM_SCANS_TO_MASKS = ("matching", "head", "refinement")
-
-
-def parsed(*names: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / name) for name in names])
-    return parser
 
 
 def test_inference_is_what_the_preset_for_one_annotated_scan_makes_of_training() -> None:
