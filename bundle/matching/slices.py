@@ -184,7 +184,7 @@ class SliceSupport(Support):
         for scans, organs in self.groups.values():
             slices = self._most_alike(description, scans)
             # Organs that were annotated and are not asked for are no organ here.
-            rest = {organ for shown in slices for organ in shown} - set(self.organs)
+            rest = {BACKGROUND, *(organ for shown in slices for organ in shown)} - set(self.organs)
             nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)
             for organ in organs:
                 background[organ] = nothing

@@ -104,7 +104,35 @@ def number_superpixels(segments: np.ndarray, body: np.ndarray, numbering: Number
     return ids.astype(np.int16)
 
 
-class Superpixelsd(MapTransform):
+class PseudoLabelsd(MapTransform):
+    """Write the pseudo-labels of ``data[key]`` to ``data[output_key]``; a member says how a volume is cut.
+
+    Args:
+        keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
+        output_key: Where the ``(1, H, W, Z)`` ids go.
+    """
+
+    def __init__(self, keys: KeysCollection, output_key: str) -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Return ``data`` with the pseudo-labels of its images added.
+
+        Raises:
+            ValueError: If a volume has more than one channel.
+        """
+        result = dict(data)
+        for key in self.key_iterator(data):
+            result[self.output_key] = self.segment_volume(data[key])
+        return result
+
+    def segment_volume(self, volume: Tensor) -> Tensor:
+        """Return the ``(1, H, W, Z)`` int16 ids of a volume of the same shape, 0 outside the body."""
+        raise NotImplementedError
+
+
+class Superpixelsd(PseudoLabelsd):
     """Write the superpixels of ``data[key]`` to ``data[output_key]``, slice by slice.
 
     Args:
@@ -125,24 +153,12 @@ class Superpixelsd(MapTransform):
         numbering: Numbering = "consecutive",
         output_key: str = "superpixels",
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, output_key)
         self.segmenters = [segmenter] if callable(segmenter) else list(segmenter)
         if not self.segmenters:
             raise ValueError("segmenter is an empty list. Name at least one pseudo-label method.")
         self.body_threshold = body_threshold
         self.numbering = numbering
-        self.output_key = output_key
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Return ``data`` with the superpixels of its images added.
-
-        Raises:
-            ValueError: If a volume has more than one channel.
-        """
-        data = dict(data)
-        for key in self.key_iterator(data):
-            data[self.output_key] = self.segment_volume(data[key])
-        return data
 
     def segment_volume(self, volume: Tensor) -> Tensor:
         """Return the ``(1, H, W, Z)`` int16 superpixels of a volume of the same shape."""
@@ -156,7 +172,7 @@ class Superpixelsd(MapTransform):
         return number_superpixels(segments, body_mask(image, threshold), self.numbering)
 
 
-class Supervoxelsd(MapTransform):
+class Supervoxelsd(PseudoLabelsd):
     """Write the supervoxels of ``data[key]`` to ``data[output_key]``: SLIC in three dimensions.
 
     A supervoxel has one id in all slices that it reaches, so that the query of an episode can be another slice than
@@ -183,23 +199,11 @@ class Supervoxelsd(MapTransform):
         body_threshold: float | None = None,
         output_key: str = "superpixels",
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, output_key)
         if size < 1 or slices < 1:
             raise ValueError(f"size and slices of a supervoxel must be at least 1, got {size} and {slices}.")
         self.size, self.slices, self.compactness = size, slices, compactness
         self.body_threshold = body_threshold
-        self.output_key = output_key
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Return ``data`` with the supervoxels of its images added.
-
-        Raises:
-            ValueError: If a volume has more than one channel.
-        """
-        result = dict(data)
-        for key in self.key_iterator(data):
-            result[self.output_key] = self.segment_volume(data[key])
-        return result
 
     def segment_volume(self, volume: Tensor) -> Tensor:
         """Return the ``(1, H, W, Z)`` int16 supervoxels of a volume of the same shape."""

@@ -55,6 +55,13 @@ def test_a_second_look_that_disagrees_does_not_count(agreement: float, columns: 
     assert masks_of(SelfSupport(SliceMatching(), agreement=agreement), turned())[0, 0].sum() == columns
 
 
+def test_slices_with_nothing_certain_do_no_harm() -> None:
+    """Only the query's own slices are compared, and of the second one nothing is certain."""
+    query = turned()
+    query[1] = F.normalize(torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1)).abs(), dim=0)
+    assert masks_of(SelfSupport(SliceMatching(slices=1)), query).shape == (2, 8, 8)
+
+
 def test_an_organ_that_is_not_found_stays_so() -> None:
     query = features("nothing", "nothing")
     assert not masks_of(SelfSupport(SliceMatching(), rounds=2), query).any()
