@@ -29,9 +29,8 @@ def main() -> None:
     """Draw both curves beside each other."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, rows, title in zip(
-        axes, (SCANS, SLICES), ("annotated scans", "annotated slices of each organ, one scan")
-    ):
+    titles = ("annotated scans", "annotated slices of each organ, one scan")
+    for axis, rows, title in zip(axes, (SCANS, SLICES), titles, strict=True):
         found = [dice_of(row) for row in rows.values()]
         for organ in ORGANS:
             axis.plot(list(rows), [dice[organ] for dice in found], marker="o", label=organ.replace("_", " "))
