@@ -49,10 +49,15 @@ class SmoothAcrossSlicesd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             scores = _plain(data[key])
-            below = torch.cat([scores[..., :1], scores[..., :-1]], dim=-1)
-            above = torch.cat([scores[..., 1:], scores[..., -1:]], dim=-1)
-            smooth = (1 - 2 * self.weight) * scores + self.weight * (below + above)
-            result[key] = _like(data[key], smooth.clamp(-self.limit, self.limit))
+            smooth = (1 - 2 * self.weight) * scores
+            for here, neighbor in (
+                (slice(1, None), slice(None, -1)),
+                (slice(None, -1), slice(1, None)),
+                (slice(1), slice(1)),
+                (slice(-1, None), slice(-1, None)),
+            ):
+                smooth[..., here].add_(scores[..., neighbor], alpha=self.weight)  # no further copy of the volume
+            result[key] = _like(data[key], smooth.clamp_(-self.limit, self.limit))
         return result
 
 
