@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,22 +55,32 @@ class SliceMatching(Matching):
     Args:
         slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
         grid: Parts of a slice along each side that are compared.
+        by: ``"likeness"`` of the slices, or ``"height"``: the slices that are nearest by relative height in their scan,
+            for scans that all show the same part of the body.
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
         measure_own: Score each annotated slice by the others, for ``PresenceGated``.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or ``by`` is unknown.
     """
 
     def __init__(
-        self, slices: int | None = 12, grid: int = 4, annotated_slices: int | None = None, measure_own: bool = False
+        self,
+        slices: int | None = 12,
+        grid: int = 4,
+        by: Literal["likeness", "height"] = "likeness",
+        annotated_slices: int | None = None,
+        measure_own: bool = False,
     ) -> None:
+        if by not in ("likeness", "height"):
+            raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
         self.slices = slices
         self.grid = grid
+        self.by = by
         self.annotated_slices = annotated_slices
         self.measure_own = measure_own
 
@@ -89,7 +100,7 @@ class SliceMatching(Matching):
                 if is_shown:
                     classes[organ] = head.foreground(feature[None], own[None])
             prototypes.append(classes)
-        encoded = EncodedScan(prototypes, self.describe(features))
+        encoded = EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
         if not self.measure_own:
             return encoded
         return replace(encoded, own_margins=self._own_margins(encoded, features, soft[:, :, 0] > 0.5, organs, head))
@@ -120,11 +131,20 @@ class SliceMatching(Matching):
             return list(range(label.shape[-1])) if shown else []
         return sorted({z for slices in shown for z in slices})
 
-    def describe(self, features: Tensor) -> Tensor:
-        """Describe slices ``(S, D, h, w)`` by unit vectors ``(S, E)``, centered: what sets them apart in their scan.
+    def describe(self, features: Tensor, slices: Sequence[int], depth: int) -> Tensor:
+        """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
 
-        A slice alone is not centered: nothing would be left.
+        By likeness they are centered: what sets them apart in their scan. A slice alone is not: nothing would be left.
+
+        Args:
+            features: Of the slices, ``(S, D, h, w)``.
+            slices: Their places in the scan.
+            depth: Slices of the scan.
         """
+        if self.by == "height":
+            # On a quarter of a circle: the nearer two heights, the larger the product.
+            angles = (features.new_tensor(slices) + 0.5) / depth * (math.pi / 2)
+            return torch.stack([angles.cos(), angles.sin()], dim=1)
         parts = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
         return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
 
@@ -168,7 +188,7 @@ class SliceSupport(Support):
 
     def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
-        descriptions = self.matching.describe(features)
+        descriptions = self.matching.describe(features, range(len(features)), len(features))
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
             margins, best = self.margins(query, description)
             within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]

@@ -212,20 +212,37 @@ def test_a_description_is_the_means_of_the_parts_of_a_slice_less_those_of_its_sc
     bright[0, 0, 0, :2] = 6  # the upper left part of the first slice: on average of the scan 2
     bright[1, 0, 1, 3] = 6  # half of the lower right part of the second: on average 1
     expected = F.normalize(torch.tensor([[4.0, 0, 0, -1], [-2, 0, 0, 2], [-2, 0, 0, -1]]))
-    torch.testing.assert_close(SliceMatching(grid=2).describe(bright), expected)
+    torch.testing.assert_close(SliceMatching(grid=2).describe(bright, range(len(bright)), len(bright)), expected)
 
 
 def test_each_feature_has_its_part_in_a_description() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 3.0]])[:, :, None, None].expand(2, 2, 6, 9)
     expected = torch.tensor([[1.0, -3.0], [-1.0, 3.0]]) / 10**0.5
-    torch.testing.assert_close(SliceMatching(grid=1).describe(features), expected)
+    torch.testing.assert_close(SliceMatching(grid=1).describe(features, range(len(features)), len(features)), expected)
 
 
 def test_what_all_slices_of_a_scan_share_is_in_no_description() -> None:
     features = torch.randn(5, 3, 8, 12)
     matching = SliceMatching()
-    expected = matching.describe(features)
-    torch.testing.assert_close(matching.describe(2 * features + torch.randn(3, 8, 12)), expected, rtol=1e-4, atol=1e-5)
+    one, other = (matching.describe(f, range(5), 5) for f in (features, 2 * features + torch.randn(3, 8, 12)))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_by_height_the_nearest_slices_of_the_scans_are_alike() -> None:
+    """Ten slices against four: the heights decide, and what the slices look like does not."""
+    matching = SliceMatching(by="height")
+    query = matching.describe(torch.randn(10, 3, 8, 8), range(10), 10)
+    support = matching.describe(torch.randn(2, 3, 8, 8), [1, 3], 4)
+    torch.testing.assert_close(query.norm(dim=1), torch.ones(10))
+    heights = torch.tensor([[abs((z + 0.5) / 10 - (s + 0.5) / 4) for s in (1, 3)] for z in range(10)])
+    assert torch.equal((query @ support.T).argmax(dim=1), heights.argmin(dim=1))
+
+
+def test_by_height_an_organ_is_found_where_the_annotated_one_lies() -> None:
+    """Slices of "x" look like organ 3; only those at its height become it."""
+    support, query = scan("....oooo"), scan("xxxxoooo", shift=2)
+    found = label_in(query, SliceMatching(slices=2, by="height"), support)
+    torch.testing.assert_close(found, query["label"])
 
 
 # --- which slices speak, and what they say ---------------------------------------------------------------------------
@@ -360,6 +377,7 @@ def test_outside_of_its_extent_an_organ_is_not_looked_for(extents: Extents | Non
     ("build", "message"),
     [
         (lambda: SliceMatching(slices=0), r"must be at least 1, got \{'slices': 0\}"),
+        (lambda: SliceMatching(by="place"), "by must be 'likeness' or 'height', got 'place'"),
         (lambda: SliceMatching(grid=0), r"must be at least 1, got \{'grid': 0\}"),
         (lambda: SliceMatching(annotated_slices=-2), r"must be at least 1, got \{'annotated_slices': -2\}"),
         (lambda: ChunkMatching(chunks=0), "chunks must be at least 1, got 0"),
