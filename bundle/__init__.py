@@ -3,10 +3,11 @@
 A volume's way, room by room:
 
     prepare/      downloads -> folders of volumes and label maps
-    transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels; the two views
+    transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels, views; scores -> masks
     data/         a study's scans, the superpixel cache, episodes, the phantom study
     networks/     images -> features -> prototypes -> similarity -> logits
     losses        logits -> the number that training lowers
+    matching/     annotated slices -> which of them speak for which slice of a query
     inferers      support scans + query volume -> scores of every organ
     handlers      what happens around a training: progress, checkpoints, log
     reports       what an evaluation leaves: masks, overlays, tables

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, SUPPORT
 from bundle.matching import ChunkMatching, Extents, Matching, Support
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
-from bundle.transforms.slices import organ_slices, to_network
+from bundle.transforms.masks import plain
+from bundle.transforms.slices import organ_slices, organs_of, to_network
 
 Protocol = Literal["volume", "paper"]
 
@@ -113,8 +113,7 @@ class VolumeInferer(Inferer):
         """Return the ids of the organs of the config's support."""
         if self.organs is not None:
             return list(self.organs.values())
-        ids = torch.cat([torch.unique(plain(scan[LABEL])) for scan in self.support_scans()]).unique()
-        return [int(organ) for organ in ids if organ != 0]
+        return sorted({organ for scan in self.support_scans() for organ in organs_of(plain(scan[LABEL]))})
 
     def organ_names(self) -> dict[str, int]:
         """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
@@ -250,8 +249,3 @@ def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
     for value, organ in ids.items():
         result[label == int(value)] = organ
     return result
-
-
-def plain(tensor: Any) -> Tensor:
-    """Drop the meta: networks and arithmetic are faster without."""
-    return convert_to_tensor(tensor, track_meta=False)

@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
-from bundle.inferers import VolumeInferer, plain
+from bundle.inferers import VolumeInferer
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
 from bundle.next_scan import describe_scan, rank_scans
-from bundle.transforms.masks import organ_ids_of
+from bundle.transforms.masks import organ_ids_of, plain
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
 try:

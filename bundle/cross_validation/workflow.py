@@ -118,7 +118,7 @@ class Workflow:
         training = {**own, "output_dir": str(unit.folder), "resume": True, "validate#dataset#enabled": False}
         trained = unit.folder
         if self.weights_of is not None:
-            trained = self.weights_of / unit.folder.relative_to(unit.root)
+            trained = self.weights_of / unit.name
         elif not self.untrained:
             yield self._training(training)
         elif self.get("statistics") == "training_set":  # a step that learns nothing leaves the intensities' numbers

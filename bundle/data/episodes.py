@@ -82,7 +82,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
-        _check_settings(shots=shots, id_rule=id_rule, min_area=min_area, statistics=statistics)
+        _check_settings(shots, id_rule, min_area, statistics, query_distance)
         self.data = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in [*data, *more_data]}.values())
         if not self.data:
             raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
@@ -90,8 +90,6 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         self.seed, self.shots, self.channels = seed, shots, channels
         self.augmentation = Augmentation() if augmentation is None else augmentation
         self.id_rule, self.min_area = id_rule, min_area
-        if query_distance < 0:
-            raise ValueError(f"query_distance must be a number of slices, at least 0, got {query_distance}.")
         self.query_distance = query_distance
         self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
         self.numbers = _standardization(self.scans, statistics)
@@ -179,7 +177,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         return found
 
 
-def _check_settings(shots: int, id_rule: str, min_area: int, statistics: str) -> None:
+def _check_settings(shots: int, id_rule: str, min_area: int, statistics: str, query_distance: int) -> None:
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
         raise ValueError(f"shots must be a whole number of support views, at least 1, got {shots!r}.")
     if min_area < 1:
@@ -188,6 +186,8 @@ def _check_settings(shots: int, id_rule: str, min_area: int, statistics: str) ->
         raise ValueError(f"id_rule must be 'present' or 'reference', got {id_rule!r}.")
     if statistics not in ("volume", "training_set"):
         raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}.")
+    if query_distance < 0:
+        raise ValueError(f"query_distance must be a number of slices, at least 0, got {query_distance}.")
 
 
 def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple[float, float]]:

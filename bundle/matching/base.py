@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bundle.networks.alpnet import PrototypeHead
@@ -72,8 +71,3 @@ class Matching(ABC):
             sources: For each organ what ``encode`` kept of the scans that show it, at least one.
             head: Pools and scores.
         """
-
-
-def organs_of(label: Tensor) -> list[int]:
-    """Return the ids of the organs in a label map."""
-    return [int(organ) for organ in torch.unique(label) if organ != 0]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bundle.matching.base import Encode, Extents, Matching, Support, organs_of
+from bundle.matching.base import Encode, Extents, Matching, Support
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
-from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, support_slices
+from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, organs_of, support_slices
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.matching.base import Encode, Extents, Matching, Support, organs_of
+from bundle.matching.base import Encode, Extents, Matching, Support
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
-from bundle.transforms.slices import organ_slices, support_slices
+from bundle.transforms.slices import organ_slices, organs_of, support_slices
 
 BACKGROUND = 0
 """The class of what is no organ."""
@@ -153,6 +153,20 @@ class SliceMatching(Matching):
         return SliceSupport(sources, self, head)
 
 
+class _Group:
+    """Organs that are taken from the same scans, and the slices of these, put side by side once a query."""
+
+    def __init__(self, organs: Sequence[int], scans: Sequence[EncodedScan]) -> None:
+        self.organs = organs
+        self.slices = [shown for scan in scans for shown in scan.prototypes]
+        self.descriptions = torch.cat([scan.descriptions for scan in scans])
+
+    def most_alike(self, description: Tensor, number: int | None) -> list[dict[int, Tensor]]:
+        if number is None or number >= len(self.slices):
+            return self.slices
+        return [self.slices[place] for place in (self.descriptions @ description).topk(number).indices.tolist()]
+
+
 class SliceSupport(Support):
     """Prototypes of each class in each annotated slice.
 
@@ -170,9 +184,10 @@ class SliceSupport(Support):
         self.head = head
         self.sources = sources
         # Organs of the same scans share their slices and their background.
-        self.groups: dict[tuple[int, ...], tuple[list[EncodedScan], list[int]]] = {}
+        shared: dict[tuple[int, ...], list[int]] = {}
         for organ, scans in sources.items():
-            self.groups.setdefault(tuple(map(id, scans)), (list(scans), []))[1].append(organ)
+            shared.setdefault(tuple(map(id, scans)), []).append(organ)
+        self.groups = [_Group(organs, sources[organs[0]]) for organs in shared.values()]
 
     @property
     def organs(self) -> list[int]:
@@ -201,12 +216,12 @@ class SliceSupport(Support):
             The margins ``(O, h, w)``, each organ against background and all other organs, and the largest logit.
         """
         background, foreground = {}, {}
-        for scans, organs in self.groups.values():
-            slices = self._most_alike(description, scans)
+        for group in self.groups:
+            slices = group.most_alike(description, self.matching.slices)
             # Organs that were annotated and are not asked for are no organ here.
             rest = {BACKGROUND, *(organ for shown in slices for organ in shown)} - set(self.organs)
             nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)
-            for organ in organs:
+            for organ in group.organs:
                 background[organ] = nothing
                 foreground[organ] = self._class_score(query, organ, slices)
         margins = [
@@ -215,13 +230,6 @@ class SliceSupport(Support):
         ]
         best = torch.stack([*background.values(), *foreground.values()]).amax(dim=0)
         return torch.stack(margins), best
-
-    def _most_alike(self, description: Tensor, scans: Sequence[EncodedScan]) -> list[dict[int, Tensor]]:
-        slices = [shown for scan in scans for shown in scan.prototypes]
-        if self.matching.slices is None or self.matching.slices >= len(slices):
-            return slices
-        likeness = torch.cat([scan.descriptions for scan in scans]) @ description
-        return [slices[index] for index in likeness.topk(self.matching.slices).indices.tolist()]
 
     def _class_score(self, query: Tensor, organ: int, slices: Sequence[Mapping[int, Tensor]]) -> Tensor:
         """Return the logit ``(h, w)`` of a class; 0 if no slice shows it."""

@@ -14,11 +14,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.transforms.utils import get_largest_connected_component_mask
-from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import IMAGE, OWN_MARGINS, QUALITY
-from bundle.transforms.masks import organ_masks
+from bundle.transforms.masks import organ_masks, plain
 
 Data = dict[Hashable, Any]
 
@@ -48,7 +47,7 @@ class SmoothAcrossSlicesd(MapTransform):
         """Return ``data`` with smoothed scores; the first and the last slice are their own neighbors."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scores = _plain(data[key])
+            scores = plain(data[key])
             smooth = (1 - 2 * self.weight) * scores
             for here, neighbor in (
                 (slice(1, None), slice(None, -1)),
@@ -90,8 +89,8 @@ class GuidedScoresd(MapTransform):
         """Return ``data`` with filtered scores."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scores = _plain(data[key])
-            image = _plain(data[self.image]).to(scores)
+            scores = plain(data[key])
+            image = plain(data[self.image]).to(scores)
             if image.shape[1:] != scores.shape[1:]:
                 raise ValueError(
                     f"{self.image} must be on the grid of the scores, {list(scores.shape[1:])}, got "
@@ -141,7 +140,7 @@ class LargestComponentsd(MapTransform):
         """Return ``data`` with scores that are positive in the kept parts only."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scores = _plain(data[key]).clone()
+            scores = plain(data[key]).clone()
             masks = organ_masks(scores, self.overlap)
             kept = torch.stack([self._largest(mask) for mask in masks])
             removed = masks & ~kept
@@ -155,7 +154,7 @@ class LargestComponentsd(MapTransform):
         if not mask.any():
             return mask
         kept = get_largest_connected_component_mask(mask[None], connectivity=1, num_components=self.parts)
-        return _plain(kept)[0].bool()
+        return plain(kept)[0].bool()
 
 
 class PresenceGated(MapTransform):
@@ -193,7 +192,7 @@ class PresenceGated(MapTransform):
         for key in self.key_iterator(data):
             if OWN_MARGINS not in getattr(data[key], "meta", {}):
                 raise ValueError("PresenceGated needs bundle.matching.SliceMatching with measure_own: true.")
-            scores = _plain(data[key]).clone()
+            scores = plain(data[key]).clone()
             enough = self.share * torch.as_tensor(data[key].meta[OWN_MARGINS]).flatten()
             for own, mask, least in zip(scores, organ_masks(scores, self.overlap), enough.tolist(), strict=True):
                 if mask.any() and float(own[mask].median()) < least:
@@ -221,7 +220,7 @@ class AssessScoresd(MapTransform):
         """Return ``data`` with the estimate in its scores' meta."""
         result = dict(data)
         for key in self.key_iterator(data):
-            scores = _plain(data[key])
+            scores = plain(data[key])
             masks = organ_masks(scores, self.overlap)
             quality = [
                 float(own[m].median().sigmoid()) if m.any() else 0.0 for own, m in zip(scores, masks, strict=True)
@@ -229,10 +228,6 @@ class AssessScoresd(MapTransform):
             meta = dict(getattr(data[key], "meta", {})) | {QUALITY: torch.tensor(quality)}
             result[key] = MetaTensor(scores, meta=meta)
         return result
-
-
-def _plain(tensor: Any) -> Tensor:
-    return convert_to_tensor(tensor, track_meta=False)
 
 
 def _like(source: Any, scores: Tensor) -> Tensor:

@@ -23,6 +23,11 @@ def organ_slices(label: Tensor, organ: int) -> list[int]:
     return torch.nonzero(shows_organ(label, organ)).flatten().tolist()
 
 
+def organs_of(label: Tensor) -> list[int]:
+    """Return the ids of the organs in a label map."""
+    return [int(organ) for organ in torch.unique(label) if organ != 0]
+
+
 def support_slices(slices: Sequence[int], chunks: int) -> list[int]:
     """Choose the slice in the middle of each chunk of an organ.
 

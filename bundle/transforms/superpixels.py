@@ -109,11 +109,14 @@ class PseudoLabelsd(MapTransform):
 
     Args:
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
+        body_threshold: Intensities at or below it are outside the body. ``None`` finds one for the volume
+            by the triangle method, which suits scans with much dark background.
         output_key: Where the ``(1, H, W, Z)`` ids go.
     """
 
-    def __init__(self, keys: KeysCollection, output_key: str) -> None:
+    def __init__(self, keys: KeysCollection, body_threshold: float | None, output_key: str) -> None:
         super().__init__(keys)
+        self.body_threshold = body_threshold
         self.output_key = output_key
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
@@ -131,6 +134,9 @@ class PseudoLabelsd(MapTransform):
         """Return the ``(1, H, W, Z)`` int16 ids of a volume of the same shape, 0 outside the body."""
         raise NotImplementedError
 
+    def _threshold(self, image: np.ndarray) -> float:
+        return float(threshold_triangle(image)) if self.body_threshold is None else self.body_threshold
+
 
 class Superpixelsd(PseudoLabelsd):
     """Write the superpixels of ``data[key]`` to ``data[output_key]``, slice by slice.
@@ -139,8 +145,7 @@ class Superpixelsd(PseudoLabelsd):
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
         segmenter: Cuts one slice ``(H, W)`` into ids from 0. Of several, such as one for each of several scales, the
             slices take turns: neighbors look alike, so each place is cut by all of them.
-        body_threshold: Intensities at or below it are outside the body. ``None`` finds one for the volume
-            by the triangle method, which suits scans with much dark background.
+        body_threshold: As of ``PseudoLabelsd``.
         numbering: How ids are given: see ``number_superpixels``.
         output_key: Where the ``(1, H, W, Z)`` superpixels go.
     """
@@ -153,17 +158,16 @@ class Superpixelsd(PseudoLabelsd):
         numbering: Numbering = "consecutive",
         output_key: str = "superpixels",
     ) -> None:
-        super().__init__(keys, output_key)
+        super().__init__(keys, body_threshold, output_key)
         self.segmenters = [segmenter] if callable(segmenter) else list(segmenter)
         if not self.segmenters:
             raise ValueError("segmenter is an empty list. Name at least one pseudo-label method.")
-        self.body_threshold = body_threshold
         self.numbering = numbering
 
     def segment_volume(self, volume: Tensor) -> Tensor:
         """Return the ``(1, H, W, Z)`` int16 superpixels of a volume of the same shape."""
         image = _single_channel(volume)
-        threshold = threshold_triangle(image) if self.body_threshold is None else self.body_threshold
+        threshold = self._threshold(image)
         slices = [self._segment_slice(image[..., z], threshold, z) for z in range(image.shape[-1])]
         return torch.as_tensor(np.stack(slices, axis=-1)[None])
 
@@ -183,7 +187,7 @@ class Supervoxelsd(PseudoLabelsd):
         size: Pixels of a supervoxel in each slice, about.
         slices: Slices that it reaches through, about.
         compactness: Weight of nearness against likeness; a higher one gives boxes.
-        body_threshold: As of ``Superpixelsd``.
+        body_threshold: As of ``PseudoLabelsd``.
         output_key: Where the ``(1, H, W, Z)`` supervoxels go.
 
     Raises:
@@ -199,16 +203,15 @@ class Supervoxelsd(PseudoLabelsd):
         body_threshold: float | None = None,
         output_key: str = "superpixels",
     ) -> None:
-        super().__init__(keys, output_key)
+        super().__init__(keys, body_threshold, output_key)
         if size < 1 or slices < 1:
             raise ValueError(f"size and slices of a supervoxel must be at least 1, got {size} and {slices}.")
         self.size, self.slices, self.compactness = size, slices, compactness
-        self.body_threshold = body_threshold
 
     def segment_volume(self, volume: Tensor) -> Tensor:
         """Return the ``(1, H, W, Z)`` int16 supervoxels of a volume of the same shape."""
         image = _single_channel(volume)
-        threshold = threshold_triangle(image) if self.body_threshold is None else self.body_threshold
+        threshold = self._threshold(image)
         body = np.stack([body_mask(image[..., z], threshold) for z in range(image.shape[-1])], axis=-1)
         # So spaced, a supervoxel of equal extent along all axes has the size that is asked for.
         spacing = (1.0, 1.0, self.size**0.5 / self.slices)
