@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import monai.bundle
+
+# MONAI imports transformers, where it is installed, for a network that is not used here: that takes two seconds. The
+# encoder that needs it imports it by itself.
+sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
+import monai.bundle  # noqa: E402
+
+if sys.modules["transformers"] is None:
+    del sys.modules["transformers"]
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"training": "train.yaml", "inference": "inference.yaml"}
+CONFIGS = {"training": "train.yaml", "inference": "inference.yaml", "encoding": "inference.yaml"}
 
 
 class Workflows:
@@ -27,6 +34,10 @@ class Workflows:
     def inference(self, data: str | None = None, **keys: Any) -> None:
         """Segment scans from annotated ones; see configs/inference.yaml for the keys."""
         _run("inference", data, keys)
+
+    def encoding(self, data: str | None = None, **keys: Any) -> None:
+        """Write what annotated scans tell to a file of prototypes; see configs/inference.yaml for the keys."""
+        _run("encoding", data, keys)
 
 
 def _run(workflow: str, data: str | None, keys: dict[str, Any]) -> None:
@@ -47,7 +58,7 @@ def _run(workflow: str, data: str | None, keys: dict[str, Any]) -> None:
         del sys.argv[place : place + 2]
     sys.argv += ["--config_file", str([str(path) for path in files])]
     keys.setdefault("bundle_root", str(ROOT))
-    run_id = "training" if workflow == "training" else "run"
+    run_id = "run" if workflow == "inference" else workflow
     monai.bundle.run(run_id=run_id, config_file=[str(path) for path in files], **keys)
 
 

@@ -6,8 +6,9 @@ import csv
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,6 +22,7 @@ from monai.transforms import LoadImage
 from monai.utils import convert_to_tensor
 
 import bundle
+from bundle import ranks
 from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.metrics import case_metrics
@@ -68,7 +70,7 @@ class CaseTable:
         self.nsd_tolerance = nsd_tolerance
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self.published = published
-        self._rows: list[dict[str, str]] = []
+        self._rows: list[list[dict[str, str]]] = []  # of each scan
         self._started = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -91,7 +93,7 @@ class CaseTable:
         """Compare the scans of this iteration."""
         state: Any = engine.state
         for item in state.output:
-            self._rows.extend(self._compare(item, self._seconds / len(state.output)))
+            self._rows.append(list(self._compare(item, self._seconds / len(state.output))))
 
     def _compare(self, item: Mapping[str, Any], seconds: float) -> Iterator[dict[str, str]]:
         on_network: MetaTensor = item[NETWORK_LABEL]
@@ -119,25 +121,30 @@ class CaseTable:
             }
 
     def report(self, engine: Engine) -> None:
-        """Write the rows and the report, and print the means.
+        """Write the rows and the report, and print the means; the first process does it for all.
 
         Raises:
             ValueError: If there is no case.
         """
-        if not self._rows:
+        rows = list(chain.from_iterable(ranks.gathered(self._rows)))
+        if not rows:
             raise ValueError("there is nothing to compare: no annotated scan but the support. Annotate another one.")
-        write_csv(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in self._rows)])
-        lines = [f"{self.case['protocol']} protocol, {len(self._rows)} cases, means over the scans that have the organ"]
+        if ranks.is_first():
+            self._write(rows)
+
+    def _write(self, rows: Sequence[dict[str, str]]) -> None:
+        write_csv(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
+        lines = [f"{self.case['protocol']} protocol, {len(rows)} cases, means over the scans that have the organ"]
         lines.append("organ".ljust(20) + "".join(name.rjust(15) for name in COMPARED))
         for organ in self.inferer.organ_names():
-            cases = [row for row in self._rows if row["organ"] == organ]
+            cases = [row for row in rows if row["organ"] == organ]
             means = [np.array([float(row[name] or "nan") for row in cases]) for name in COMPARED]
             absent = sum(row["status"] == "absent" for row in cases)
             line = organ.ljust(20) + "".join(f"{mean_of_present(values):15.3f}" for values in means)
             lines.append(line + (f"  absent in {absent} of {len(cases)}" if absent else ""))
         write_report(
             self.path.with_name("report.html"),
-            self._rows,
+            rows,
             title=f"{self.case['dataset']}: {self.case['method']}",
             settings={**self.settings, **versions()},
             published=self.published,

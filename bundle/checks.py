@@ -104,7 +104,8 @@ def explain_errors() -> None:
     """From now on, let a bundle command that fails over its input end in one sentence instead of pages of traceback.
 
     MONAI wraps errors several times; this shows the first cause. Programming errors keep their traceback, and so
-    does everything if the environment sets ``MONAI_DEBUG``. The exit code stays 1.
+    does everything if the environment sets ``MONAI_DEBUG``. The exit code stays 1. Of several processes, the one is
+    named.
     """
     if _is_command():
         sys.excepthook = _explain
@@ -141,7 +142,8 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
     if os.environ.get("MONAI_DEBUG") or not isinstance(first, EXPLAINED_ERRORS):
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"\nerror: {first}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)
+        place = f" in process {os.environ['RANK']}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+        print(f"\nerror{place}: {first}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)
 
 
 def _refuse(unknown: Iterable[str], known: Iterable[str], place: str) -> None:

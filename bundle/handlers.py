@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from bundle import ranks
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.visuals import episode_picture
@@ -31,8 +32,23 @@ def loss_of(output: Any) -> float:
     return float((output[0] if isinstance(output, list) else output)["loss"])
 
 
+class MeanLoss:
+    """Put the mean loss of all processes in place of this one's: what log, bar and ``StopOnBrokenLoss`` then see."""
+
+    def attach(self, engine: Engine) -> None:
+        """Follow every iteration; attach it before the handlers that look at the loss."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Replace the loss of this iteration."""
+        output: Any = engine.state.output
+        output["loss"] = ranks.mean_of_all(output["loss"])
+
+
 class ProgressBar:
     """A bar over all steps of a run, with the mean loss of the last ones where there is a loss.
+
+    Of several processes, the first draws its own.
 
     Args:
         description: What stands before the bar.
@@ -49,6 +65,8 @@ class ProgressBar:
 
     def attach(self, engine: Engine) -> None:
         """Follow the engine."""
+        if not ranks.is_first():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self.open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
@@ -109,7 +127,8 @@ class Checkpoints:
 
     ``last.pt`` is written every ``every`` steps and at the end, ``step_<n>.pt`` every ``keep_every`` steps: each
     holds network, optimizer, schedule, step and random states, and is written beside its place and renamed, so a
-    kill leaves the one before. ``weights_file`` is the network's plain state dictionary, written at the end.
+    kill leaves the one before. ``weights_file`` is the network's plain state dictionary, written at the end. Of
+    several processes the first reads and writes; a training goes on with any number of them.
 
     Args:
         folder: Where checkpoints go.
@@ -118,7 +137,7 @@ class Checkpoints:
         optimizer: Its optimizer.
         lr_scheduler: Its schedule.
         sampler: Counts the episodes; it is set to the first one that was not learned from yet.
-        batch_size: Episodes a step.
+        batch_size: Episodes a step, of all processes together.
         every: Steps between two ``last.pt``.
         keep_every: Steps between checkpoints that are kept; 0 keeps none.
         resume: Go on from ``last.pt`` where there is one, instead of starting anew.
@@ -162,9 +181,12 @@ class Checkpoints:
 
     def start(self, engine: Engine) -> None:
         """Go on from the last checkpoint, or set an old one aside."""
-        if self.resume and self.last.is_file():
+        # What the first process finds counts for all, also where the others do not see its files.
+        if ranks.from_first(self.resume and self.last.is_file()):
             self.restore(engine)
             logger.info("resumed %s at step %d", self.last, engine.state.iteration)
+        elif not ranks.is_first():
+            return
         elif self.resume:
             logger.warning("there is no %s to resume from; starting at step 0", self.last)
         elif self.last.is_file():
@@ -178,8 +200,25 @@ class Checkpoints:
         Raises:
             ValueError: If the checkpoint is of another network, or of another batch size.
         """
+        state = ranks.from_first(self._read() if ranks.is_first() else {})
         try:
-            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{self.last} does not fit this training: {error}. Set the keys that changed back, or resume to false."
+            ) from error
+        engine.state.iteration = state["step"]
+        engine.state.epoch = state["step"] // engine.state.epoch_length
+        self.sampler.start = state["step"] * self.batch_size
+        if state["scaler"] is not None and engine.scaler is not None:  # type: ignore[attr-defined]
+            engine.scaler.load_state_dict(state["scaler"])  # type: ignore[attr-defined]
+        _set_random_states(state["random"], self._device())
+
+    def _read(self) -> dict[str, Any]:
+        """Return what ``last.pt`` holds, if it is of this training."""
+        try:
+            state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{self.last} cannot be read ({type(error).__name__}). Copy a kept step_<n>.pt over it, or set resume "
@@ -198,35 +237,32 @@ class Checkpoints:
                 f"{self.last} is of a training with other settings: {', '.join(changed)}. Set them back, or resume to "
                 "false."
             )
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{self.last} does not fit this training: {error}. Set the keys that changed back, or resume to false."
-            ) from error
-        engine.state.iteration = state["step"]
-        engine.state.epoch = state["step"] // engine.state.epoch_length
-        self.sampler.start = state["step"] * self.batch_size
-        if state["scaler"] is not None and engine.scaler is not None:  # type: ignore[attr-defined]
-            engine.scaler.load_state_dict(state["scaler"])  # type: ignore[attr-defined]
-        _set_random_states(state["random"])
+        return state
+
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.parts["network"].parameters()), torch.device("cpu"))
 
     def save(self, engine: Engine) -> None:
         """Write ``last.pt``."""
-        save_atomically(self._state(engine), self.last)
+        self._write(engine, self.last)
 
     def keep(self, engine: Engine) -> None:
         """Write a checkpoint that stays."""
-        save_atomically(self._state(engine), self.folder / f"step_{engine.state.iteration}.pt")
+        self._write(engine, self.folder / f"step_{engine.state.iteration}.pt")
 
     def finish(self, engine: Engine) -> None:
         """Write ``last.pt`` and the trained weights."""
         self.save(engine)
-        save_atomically(_to_cpu(self.parts["network"].state_dict()), self.weights_file)
-        print(f"trained weights: {self.weights_file}")
+        if ranks.is_first():
+            save_atomically(_to_cpu(self.parts["network"].state_dict()), self.weights_file)
+            print(f"trained weights: {self.weights_file}")
 
-    def _state(self, engine: Engine) -> dict[str, Any]:
+    def _write(self, engine: Engine, path: Path) -> None:
+        self._refuse_broken_weights(engine)
+        if ranks.is_first():
+            save_atomically(self._state(engine), path)
+
+    def _refuse_broken_weights(self, engine: Engine) -> None:
         # The loss that was checked is of before the last update.
         broken = [name for name, p in self.parts["network"].named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:
@@ -234,6 +270,8 @@ class Checkpoints:
                 f"{len(broken)} weights are not finite at step {engine.state.iteration}, {broken[0]} among them; "
                 "nothing was saved over the checkpoint before. Lower the learning rate."
             )
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
         return {
             **{name: _to_cpu(part.state_dict()) for name, part in self.parts.items()},
@@ -241,7 +279,7 @@ class Checkpoints:
             "step": engine.state.iteration,
             "batch_size": self.batch_size,
             "settings": self.settings,
-            "random": _random_states(),
+            "random": _random_states(self._device()),
         }
 
 
@@ -259,21 +297,22 @@ def _to_cpu(state: Any) -> Any:
     return [_to_cpu(value) for value in state] if isinstance(state, list) else state
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states(device: torch.device) -> dict[str, Any]:
+    """Return the state of every generator; the processes of a run draw alike, so the first one's are everybody's."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     version, numbers, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": [version, list(numbers), gauss_next],
     }
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][0], device)
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     version, numbers, gauss_next = states["python"]
@@ -282,6 +321,8 @@ def _set_random_states(states: dict[str, Any]) -> None:
 
 class TrainingLog:
     """Write the loss and the learning rate of every step, as CSV and for TensorBoard, and some episodes as pictures.
+
+    Of several processes, the first writes.
 
     Args:
         folder: Where ``training.csv`` and TensorBoard's files go.
@@ -304,6 +345,8 @@ class TrainingLog:
 
     def attach(self, engine: Engine) -> None:
         """Follow the engine."""
+        if not ranks.is_first():
+            return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
         if self.pictures_every:

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import ImageMetaKey
 from torch import Tensor
 
+from bundle.features import kept_features
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, SUPPORT
 from bundle.matching import ChunkMatching, Extents, Matching, Support
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
+from bundle.prototype_files import (
+    PrototypeRecord,
+    fingerprint,
+    read_prototypes,
+    refuse_other_making,
+    settings_of,
+    write_prototypes,
+)
 from bundle.transforms.masks import plain
 from bundle.transforms.slices import organ_slices, organs_of, to_network
 
 Protocol = Literal["volume", "paper"]
+Precision = Literal["float32", "bfloat16"]
 
 REMEMBERED_SCANS = 32
 """Support scans that are kept encoded; at 256 x 256 about 3 MB an organ each, or 0.3 MB a slice (SliceMatching)."""
@@ -41,6 +54,11 @@ class VolumeInferer(Inferer):
         matching: Which annotated slices speak for which slice of the query; ``None`` is the paper's.
         head: Pools and scores in place of the network's own head; ``None`` is the network's.
         slice_batch: Slices that are encoded at once.
+        prototypes: Files of annotated scans that were encoded before (``save_prototypes``), with or in place of
+            ``support``.
+        preprocessing: What was done to the scans, by name. Files of prototypes tell it, and are only used where it is
+            the same.
+        precision: Of the encoder: ``"float32"``, or ``"bfloat16"`` where the device is fast at it.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -54,7 +72,12 @@ class VolumeInferer(Inferer):
         matching: Matching | None = None,
         head: PrototypeHead | None = None,
         slice_batch: int = 8,
+        prototypes: str | Path | Sequence[str | Path] | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
     ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}.")
         if protocol not in ("volume", "paper"):
             raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}.")
         if slice_batch < 1:
@@ -67,6 +90,10 @@ class VolumeInferer(Inferer):
         self.matching = ChunkMatching() if matching is None else matching
         self.head = None if head is None else head.eval()
         self.slice_batch = slice_batch
+        files = [prototypes] if isinstance(prototypes, str | Path) else prototypes or []
+        self.prototypes = [Path(file) for file in files]
+        self.preprocessing = settings_of(preprocessing or {})
+        self.precision = precision
         self._scans: list[Mapping[str, Any]] = []
         self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
 
@@ -107,26 +134,28 @@ class VolumeInferer(Inferer):
         meta[EXPLAINED] = torch.stack(explained)
         if (own := shown.own_margins()) is not None:
             meta[OWN_MARGINS] = torch.tensor([own] * len(inputs))
-        return MetaTensor(torch.stack(scores), meta=meta)
+        return MetaTensor(scores[0][None] if len(scores) == 1 else torch.stack(scores), meta=meta)
 
     def organ_ids(self) -> list[int]:
         """Return the ids of the organs of the config's support."""
-        if self.organs is not None:
-            return list(self.organs.values())
-        return sorted({organ for scan in self.support_scans() for organ in organs_of(plain(scan[LABEL]))})
+        return sorted(self.organ_names().values()) if self.organs is None else list(self.organs.values())
 
     def organ_names(self) -> dict[str, int]:
         """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
-        return dict(self.organs or {f"organ_{organ}": organ for organ in self.organ_ids()})
+        if self.organs is not None:
+            return dict(self.organs)
+        named = {organ: name for file in self.prototypes for name, organ in read_prototypes(file)[1].organs.items()}
+        shown = {organ for scan in self.support_scans() for organ in organs_of(plain(scan[LABEL]))}
+        return {named.get(organ, f"organ_{organ}"): organ for organ in sorted(shown | set(named))}
 
     def support_scans(self) -> list[Mapping[str, Any]]:
-        """Return the annotated scans of the config, read once.
+        """Return the annotated scans of the config, read once; those of files of prototypes have no image.
 
         Raises:
-            ValueError: If there is none, or one cannot be used.
+            ValueError: If there is none and no file of prototypes either, or one cannot be used.
         """
         if not self._scans:
-            if len(self.support) == 0:
+            if len(self.support) == 0 and not self.prototypes:
                 raise ValueError("there is no annotated scan. Give at least one image with its label map as support.")
             self._scans = [self.support[index] for index in range(len(self.support))]
         return self._scans
@@ -146,15 +175,62 @@ class VolumeInferer(Inferer):
         if files:
             scans = [(bool(f.get("partial")), self._remembered(f, version, network, device)) for f in files]
         else:
-            for number, scan in enumerate(self.support_scans()):
-                key = (number, version)
-                if key not in self._encoded:
-                    self._remember(key, self._encode_scan(scan, network, device))
-                scans.append((False, self._encoded[key]))
+            scans = [(False, encoded) for encoded in self._own_scans(version, network, device)]
         wanted = list(self.organs.values()) if self.organs else sorted({organ for _, scan in scans for organ in scan})
         if not wanted:
             raise ValueError("none of the annotated scans shows an organ. Annotate one.")
         return self.matching.pool({o: self._sources(o, scans) for o in wanted}, self._head(network))
+
+    def _own_scans(self, version: Hashable, network: ALPNet, device: torch.device) -> list[Any]:
+        """Return the encoded scans of the config, and those of its files of prototypes."""
+        for number, scan in enumerate(self.support_scans()):
+            if (number, version) not in self._encoded:
+                self._remember((number, version), self._encode_scan(scan, network, device))
+        for file in self.prototypes:
+            if (file, version) not in self._encoded:
+                self._encoded[file, version] = self._read(file, network, device)
+        own = [self._encoded[number, version] for number in range(len(self._scans))]
+        return own + [scan for file in self.prototypes for scan in self._encoded[file, version]]
+
+    def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[Any]:
+        scans, record = read_prototypes(file, device)
+        refuse_other_making(file, record, self._made_with(network))
+        return [self.matching.from_tensors(tensors) for tensors in scans]
+
+    def _made_with(self, network: ALPNet) -> dict[str, Any]:
+        head = self._head(network)
+        return {
+            "encoder": fingerprint(network.encoder),
+            "pooling": {"foreground": settings_of(head.foreground), "background": settings_of(head.background)},
+            "matching": self.matching.settings(),
+            "preprocessing": self.preprocessing,
+        }
+
+    def save_prototypes(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
+        """Write what the annotated scans tell to a file that stands for them, without their images.
+
+        Args:
+            path: The file, ending in ``.safetensors``; a ``.json`` beside it says what it holds.
+            network: The trained network.
+            device: Where to encode.
+
+        Raises:
+            ValueError: If there is no annotated scan, or none of them shows an organ.
+        """
+        network.eval()
+        device = torch.device(device)
+        encoded = self._own_scans(self.version_of(network), network, device)
+        names = [_file_name(scan[IMAGE]) for scan in self._scans]
+        names += [scan["name"] for file in self.prototypes for scan in read_prototypes(file)[1].scans]
+        organs = {name: organ for name, organ in self.organ_names().items() if any(organ in scan for scan in encoded)}
+        if not organs:
+            raise ValueError("none of the annotated scans shows an organ. Annotate one.")
+        scans = [{key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan).items()} for scan in encoded]
+        shown = [
+            {"name": name, "organs": [organ for organ, value in organs.items() if value in scan]}
+            for name, scan in zip(names, encoded, strict=True)
+        ]
+        write_prototypes(path, scans, PrototypeRecord(organs, shown, self._made_with(network)))
 
     def _sources(self, organ: int, scans: Sequence[tuple[bool, Any]]) -> list[Any]:
         """Return the scans to take an organ from."""
@@ -201,13 +277,18 @@ class VolumeInferer(Inferer):
     ) -> Any:
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
         return self.matching.encode(
-            label, lambda slices: self._features(image[..., slices], network), self._head(network), partial
+            label, lambda z: torch.cat(list(self._features(image[..., z], network))), self._head(network), partial
         )
 
-    def _features(self, volume: Tensor, network: ALPNet) -> Tensor:
-        """Encode the slices of ``volume (1, H, W, Z)`` to ``(Z, D, h, w)``, some at once."""
-        starts = range(0, volume.shape[-1], self.slice_batch)
-        return torch.cat([network.encoder(to_network(volume[..., z : z + self.slice_batch])) for z in starts])
+    def _features(self, volume: Tensor, network: ALPNet) -> Iterator[Tensor]:
+        """Encode the slices of ``volume (1, H, W, Z)``, some at once: batches ``(S, D, h, w)``."""
+        # Channels last is what convolutions are fastest with, on CPUs and GPUs.
+        for z in range(0, volume.shape[-1], self.slice_batch):
+            images = to_network(volume[..., z : z + self.slice_batch]).to(memory_format=torch.channels_last)
+            coarser = torch.autocast(volume.device.type, torch.bfloat16)
+            with coarser if self.precision == "bfloat16" else nullcontext():
+                features = network.encoder(images)
+            yield features.float()
 
     def _name(self, organ: int) -> str:
         names = [name for name, value in (self.organs or {}).items() if value == organ]
@@ -218,13 +299,20 @@ class VolumeInferer(Inferer):
         self, volume: Tensor, network: ALPNet, support: Support, extents: Extents | None
     ) -> tuple[Tensor, Tensor]:
         query = plain(volume)
-        features = self._features(query, network)
-        body = F.interpolate(to_network(query, channels=1), size=features.shape[-2:], mode="area")[:, 0] > 0
-        scores, nearest = [], []
+        features = kept_features(self._features(query, network), query.shape[-1])
+        # Slice by slice into its place: a second copy of a large volume's scores would be all that memory holds.
+        scores = query.new_empty(query.shape[-1], len(support.organs), *query.shape[1:3], dtype=torch.float32)
+        nearest = []
         for z, (margins, best) in enumerate(support.score(features, extents)):
-            scores.append(upsample(margins[None], query[:, None, :, :, z])[0].float())
-            nearest.append(best[body[z]])
-        return torch.stack(scores, dim=-1), torch.cat(nearest).mean().float()[None]
+            scores[z] = upsample(margins[None], query[:, None, :, :, z])[0]
+            body = F.interpolate(query[None, ..., z], size=best.shape, mode="area")[0, 0] > 0
+            nearest.append(best[body])
+        return scores.movedim(0, -1), torch.cat(nearest).mean().float()[None]
+
+
+def _file_name(image: Tensor) -> str:
+    """Return the name of the file that a volume was read from, "" if it was not."""
+    return Path(str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
 
 
 def _extents(organs: Sequence[int], label: Tensor) -> Extents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,12 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 
+from bundle import ranks
 from bundle.data.study import scan_name
 from bundle.files import written_whole
 from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
+from bundle.resume import Resumption
 from bundle.transforms.slices import organ_slices, support_slices
 from bundle.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 
@@ -43,6 +46,7 @@ class DiceTable:
         self.metric = metric
         self.title = title
         self._scans: list[str] = []
+        self._count = 0
         self._history: list[tuple[int, np.ndarray]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -57,29 +61,38 @@ class DiceTable:
         self._scans.extend(name_of(item[IMAGE]) for item in state.batch)
 
     def report(self, engine: Engine) -> None:
-        """Print and write."""
+        """Print and write; the first process does it for all."""
         state: Any = engine.state
-        dice = state.metric_details[self.metric].cpu().double().numpy()
+        # The metric has the rows of one process after the other; one without a scan has a row of nothing.
+        everyone = ranks.lists_of_all(self._scans or [""])
+        if not any(chain(*everyone)):
+            return
+        rows = iter(state.metric_details[self.metric].cpu().double().numpy())
+        cases = ranks.interleaved([[(scan, next(rows)) for scan in scans] for scans in everyone])
+        dice = {scan: row for scan, row in cases if scan}
         epoch = max(int(state.epoch), 0)
+        means = [mean_of_present(column) for column in np.stack(list(dice.values())).T]
+        self._count = len(dice)
         self._history = [(other, means) for other, means in self._history if other != epoch]
-        self._history.append((epoch, np.array([mean_of_present(column) for column in dice.T])))
-        self._write(epoch, dice)
-        print(self.table(), flush=True)
+        self._history.append((epoch, np.array(means)))
+        if ranks.is_first():
+            self._write(epoch, dice)
+            print(self.table(), flush=True)
 
     def table(self) -> str:
         """Return the means of all evaluations so far as a text table."""
         width = max(12, *(len(organ) + 2 for organ in self.organs))
-        lines = [f"{self.title}, mean over {len(self._scans)} scans"]
+        lines = [f"{self.title}, mean over {self._count} scans"]
         lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
         for epoch, means in self._history:
             name = "0 (untrained)" if epoch == 0 else str(epoch)
             lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, mean_of_present(means)]))
         return "\n".join(lines)
 
-    def _write(self, epoch: int, dice: np.ndarray) -> None:
+    def _write(self, epoch: int, dice: Mapping[str, np.ndarray]) -> None:
         rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
         rows = [row for row in rows if int(row[0]) < epoch]
-        for scan, values in zip(self._scans, dice, strict=True):
+        for scan, values in dice.items():
             for organ, value in zip(self.organs, values, strict=True):
                 # An organ that the scan does not have has no Dice: said, not averaged.
                 rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
@@ -89,36 +102,69 @@ class DiceTable:
 class SaveMasks:
     """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
+    A process alone writes the table after every scan; of several, the first writes it when all are done.
+
     Args:
         folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
         inferer: Knows the organs.
+        resumption: Knows what the masks are made with, and which ones are there already; their volumes stand in the
+            table, too.
     """
 
-    def __init__(self, folder: str | Path, inferer: VolumeInferer) -> None:
+    def __init__(self, folder: str | Path, inferer: VolumeInferer, resumption: Resumption | None = None) -> None:
         self.folder = Path(folder)
         self.inferer = inferer
-        self._rows: list[list[str]] = []
+        self.resumption = resumption
+        self._rows: dict[str, list[list[str]]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Write after every scan."""
-        engine.add_event_handler(Events.STARTED, lambda _: self._rows.clear())
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Say what the masks are made with, and look at those that are there."""
+        self._rows.clear()
+        if self.resumption is not None:
+            self.resumption.record()
+            finished = self.resumption.finished
+            for name in (finished[index] for index in ranks.own_share(finished)):
+                mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
+                self._rows[name] = self._volumes(name, mask)
 
     def __call__(self, engine: Engine) -> None:
         """Write the scans of this iteration."""
         state: Any = engine.state
+        description = self.resumption.description if self.resumption is not None else ""
         for item in state.output:
-            name = name_of(item[IMAGE])
-            mask = item[PRED]
-            save_nifti(mask, self.folder / f"{name}.nii.gz", like=source_of(item[IMAGE]))
-            self._add_volumes(name, mask)
+            name, mask = name_of(item[IMAGE]), item[PRED]
+            save_nifti(mask, self._path(name), like=source_of(item[IMAGE]), description=description)
+            self._rows[name] = self._volumes(name, np.asarray(mask))
+        if ranks.alone():
+            self._write([self._rows])
 
-    def _add_volumes(self, name: str, mask: MetaTensor) -> None:
-        milliliters = abs(float(np.linalg.det(np.asarray(mask.affine)[:3, :3]))) / 1000
-        for organ, value in self.inferer.organ_names().items():
-            voxels = int((mask == value).sum())
-            self._rows.append([name, organ, str(voxels), f"{voxels * milliliters:.2f}"])
-        write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *self._rows])
+    def finish(self, engine: Engine) -> None:
+        """Write the table of all processes."""
+        everyone = [dict(rows) for rows in ranks.lists_of_all(list(self._rows.items()))]
+        if ranks.is_first() and any(everyone):
+            self._write(everyone)
+
+    def _write(self, everyone: list[dict[str, list[list[str]]]]) -> None:
+        rows = dict(ranks.interleaved([list(rows.items()) for rows in everyone]))
+        order = rows if self.resumption is None else [name for name in self.resumption.names if name in rows]
+        table = chain.from_iterable(rows[name] for name in order)
+        write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *table])
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.nii.gz"
+
+    def _volumes(self, name: str, mask: np.ndarray) -> list[list[str]]:
+        # The file's own grid, so that a mask that was there already has the same volume again.
+        affine = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).affine)
+        milliliters = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
+        return [[name, organ, str(n), f"{n * milliliters:.2f}"] for organ, n in counts.items()]
 
 
 class SaveOverlays:
@@ -157,9 +203,12 @@ class SaveOverlays:
     def _row(
         self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any, label: Any
     ) -> np.ndarray:
-        support = next(scan for scan in self.inferer.support_scans() if organ_slices(scan[LABEL], organ))
-        z = support_slices(organ_slices(support[LABEL], organ), 1)[0]
-        pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
+        pictures = []
+        for support in self.inferer.support_scans():
+            if slices := organ_slices(support[LABEL], organ):
+                z = support_slices(slices, 1)[0]
+                pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
+                break  # of an organ from a file of prototypes there is no picture
         # Where the organ is thickest: in truth if there is one, else as predicted.
         shown = label if truth is None else truth
         z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
@@ -190,13 +239,14 @@ def name_of(image: MetaTensor) -> str:
     return scan_name(source_of(image))
 
 
-def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:
+def save_nifti(label: MetaTensor, path: Path, like: str | None = None, description: str = "") -> None:
     """Write a label map ``(1, H, W, Z)``; beside its place first, then renamed.
 
     Args:
         label: The label map on its scan's grid.
         path: Where it goes.
         like: The scan's file: if it is NIfTI, the mask gets exactly its affine, with its codes and units.
+        description: What stands in the header's ``descrip``, at most 79 characters.
     """
     values, affine, header = np.asarray(label)[0], np.asarray(label.affine), None
     if like is not None and like.lower().endswith((".nii", ".nii.gz")) and Path(like).is_file():
@@ -209,6 +259,7 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None) -> None:
         image.set_sform(affine, int(scan.header["sform_code"]) or 2)
         qform, code = scan.header.get_qform(coded=True)
         image.set_qform(qform, int(code))
+    image.header["descrip"] = description
     with written_whole(path) as unfinished:
         nibabel.save(image, unfinished)
 

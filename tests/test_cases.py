@@ -19,6 +19,7 @@ from PIL import Image
 from bundle.cases import COLUMNS, CaseTable, read_cases
 from bundle.reports import SaveOverlays, write_csv
 from bundle.transforms import FitSlicesd, SliceLayoutd
+from tests.processes import become
 
 ORGANS = {"liver": 1, "spleen": 2, "kidneys": 3}
 # The file's axes run to the head, the left and the back: its first axis counts slices. Voxels are 2.5 x 4 x 5 mm.
@@ -144,6 +145,29 @@ def test_a_picture_of_an_organ_shows_its_mask_alone(scan: dict[str, Any], tmp_pa
     # The organ's rim in support, truth and prediction has one color; no other organ's color is there.
     assert all((picture == (77, 187, 213)).all(axis=-1).sum() == 0 for picture in pictures.values())
     assert not (tmp_path / "overlays" / "scan_1.png").exists()
+
+
+def test_the_first_process_writes_the_cases_of_all_in_the_data_sets_order(
+    scan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(scan, tmp_path / "alone")
+    own = read_cases(tmp_path / "alone" / "cases.csv")
+    other = [case | {"scan": "scan_2"} for case in own]
+    become(monkeypatch, 0, 2, {1: [other]})
+    evaluate(scan, tmp_path / "first")
+    cases = read_cases(tmp_path / "first" / "cases.csv")
+    assert [case | {"seconds": ""} for case in cases] == [case | {"seconds": ""} for case in [*own, *other]]
+    assert "scan_2" in (tmp_path / "first" / "report.html").read_text()
+
+
+def test_another_process_writes_and_prints_no_case(
+    scan: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    become(monkeypatch, 1, 2, {0: []})
+    with pytest.raises(FileNotFoundError, match=r"cases\.csv"):
+        evaluate(scan, tmp_path / "second")
+    assert not (tmp_path / "second" / "report.html").exists()
+    assert capsys.readouterr().out == ""
 
 
 def test_an_evaluation_without_a_scan_says_so(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_without_words_the_words_of_the_process_are_checked(main: Path, monkeypa
         refuse_unknown_keys()
 
 
-@pytest.mark.parametrize("override", sorted(CONFIGS.glob("data_*.yaml")) + sorted(CONFIGS.glob("preset_*.yaml")))
+@pytest.mark.parametrize(
+    "override", [path for kind in ("data", "preset", "multi") for path in CONFIGS.glob(f"{kind}_*")]
+)
 def test_the_shipped_overrides_are_known_to_training(override: Path) -> None:
     check(f"['{CONFIGS / 'train.yaml'}','{override}']", "--dataset_dir", "x", "--fold", "0", "--max_epochs", "1")
 
@@ -178,6 +180,16 @@ def test_an_error_over_the_input_is_one_sentence(
         "error: fold must be from 0 to 4, got 7.",
         "(MONAI_DEBUG=1 shows where it came from)",
     ]
+
+
+@pytest.mark.parametrize(("processes", "place"), [("1", "error: "), ("2", "error in process 1: ")])
+def test_of_several_processes_it_is_said_whose_error_it_is(
+    processes: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("RANK", "1")
+    explained(ValueError("shots must be at least 1."), monkeypatch)
+    assert capsys.readouterr().err.startswith(f"\n{place}shots must be at least 1.\n")
 
 
 def test_a_scan_error_is_shown_and_not_its_cause(

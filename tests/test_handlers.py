@@ -15,9 +15,18 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from bundle import handlers
+from bundle import handlers, ranks
 from bundle.data import EpisodeSampler
-from bundle.handlers import Checkpoints, ProgressBar, StopOnBrokenLoss, TrainingLog, loss_of, save_atomically
+from bundle.handlers import (
+    Checkpoints,
+    MeanLoss,
+    ProgressBar,
+    StopOnBrokenLoss,
+    TrainingLog,
+    loss_of,
+    save_atomically,
+)
+from tests.processes import become
 
 EPOCHS, EPOCH_LENGTH = 3, 4
 
@@ -344,3 +353,71 @@ def test_the_bar_is_closed_over_an_error_and_the_error_goes_on(bars: list[Any]) 
     with pytest.raises(FloatingPointError, match="at step 3"):
         run_losses(engine)
     assert bars[0].disable
+
+
+def test_log_and_stop_see_the_mean_loss_of_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    become(monkeypatch, 0, 2)
+    monkeypatch.setattr(ranks.idist, "all_reduce", lambda loss: loss + 10)
+    engine = Engine(lambda engine, _: {"loss": torch.tensor(float(engine.state.iteration), requires_grad=True)})
+    for handler in (MeanLoss(), log_of(tmp_path)):
+        handler.attach(engine)
+    run_losses(engine, epochs=1)
+    assert [row[1] for row in rows_of(tmp_path)[1:]] == ["5.750000", "6.750000"]
+
+
+def test_another_process_draws_no_bar_and_writes_no_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bars: list[Any]
+) -> None:
+    become(monkeypatch, 1, 2)
+    engine = losses_engine()
+    for handler in (ProgressBar("training", show_loss=True), log_of(tmp_path)):
+        handler.attach(engine)
+    run_losses(engine)
+    assert bars == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_writes_no_checkpoint_and_no_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    become(monkeypatch, 1, 2)
+    Training(tmp_path, keep_every=2).run()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_another_process_sets_no_checkpoint_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Training(tmp_path).run(stop_after=2)
+    become(monkeypatch, 1, 2)
+    Training(tmp_path).begin()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
+
+
+def test_another_process_goes_on_with_what_the_first_one_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cut = Training(tmp_path / "first").run(stop_after=3)
+    sent = [True, torch.load(tmp_path / "first" / "checkpoints" / "last.pt", weights_only=True)]
+    become(monkeypatch, 1, 2)
+    monkeypatch.setattr(ranks.dist, "broadcast_object_list", lambda values, src: values.__setitem__(0, sent.pop(0)))
+    resumed = Training(tmp_path / "no folder of its own", resume=True).begin()
+    torch.testing.assert_close(resumed.network.state_dict(), cut.network.state_dict(), rtol=0, atol=0)
+    assert (resumed.engine.state.iteration, resumed.sampler.start) == (3, 6)
+
+
+def test_broken_weights_end_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    become(monkeypatch, 1, 2)
+    training = Training(tmp_path)
+    with torch.no_grad():
+        training.network.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="1 weights are not finite at step 0, weight among them"):
+        training.checkpoints.save(training.engine)
+
+
+def test_the_random_state_of_a_gpu_is_that_of_the_networks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, asked, given = torch.zeros(4, dtype=torch.uint8), [], []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: asked.append(device) or state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append((state, device)))
+    random_states = handlers._random_states(torch.device("cuda", 1))
+    handlers._set_random_states(random_states, torch.device("cuda", 2))
+    handlers._set_random_states(random_states, torch.device("cpu"))
+    assert asked == [torch.device("cuda", 1)]
+    assert given == [(state, torch.device("cuda", 2))]

@@ -11,11 +11,12 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+import bundle.features
 from bundle.inferers import VolumeInferer
-from bundle.matching import SliceMatching
+from bundle.matching import ChunkMatching, Matching, SliceMatching
 from bundle.matching.chunks import ChunkSupport, OrganPrototypes
 from bundle.matching.slices import SliceSupport
-from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, TopKClassifier
+from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, ResNetEncoder, TopKClassifier
 
 
 class Intensities(nn.Module):
@@ -116,6 +117,43 @@ def test_the_batch_of_slices_changes_nothing(network: ALPNet, slice_batch: int) 
     query = scan(9)["image"][None]
     expected = VolumeInferer([scan(0)], slice_batch=12)(query, network)
     torch.testing.assert_close(VolumeInferer([scan(0)], slice_batch=slice_batch)(query, network), expected)
+
+
+@pytest.mark.parametrize("matching", [ChunkMatching(), SliceMatching(slices=3)], ids=["chunks", "slices"])
+def test_features_in_a_file_give_the_same_scores(monkeypatch: pytest.MonkeyPatch, matching: Matching) -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=8)).eval()
+    query = torch.randn(1, 1, 24, 32, 12)
+    in_memory = VolumeInferer([scan(0)], matching=matching)(query, network)
+    monkeypatch.setattr(bundle.features, "FEATURES_IN_MEMORY", 0)
+    from_file = VolumeInferer([scan(0)], matching=matching)(query, network)
+    assert torch.equal(from_file, in_memory)
+    assert from_file.meta["explained"] == in_memory.meta["explained"]
+
+
+@pytest.mark.parametrize("matching", [ChunkMatching(), SliceMatching(slices=3)], ids=["chunks", "slices"])
+def test_channels_last_gives_the_same_masks_but_for_ties(matching: Matching) -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=8), classifier=TopKClassifier(k=1, scale=1e3)).eval()
+    query = torch.randn(1, 1, 24, 32, 12)
+    plain = VolumeInferer([scan(0)], matching=matching)(query, network)
+    fast = VolumeInferer([scan(0)], matching=matching)(query, network.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-2)
+    certain = plain.abs() > 1e-2
+    assert certain.float().mean() > 0.3
+    assert torch.equal((fast > 0)[certain], (plain > 0)[certain])
+
+
+def test_the_encoder_may_compute_in_bfloat16() -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=8)).eval()
+    query = torch.randn(1, 1, 24, 32, 12)
+    fine, coarse = (VolumeInferer([scan(0)], precision=p)(query, network) for p in ("float32", "bfloat16"))
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(coarse, fine)
+    torch.testing.assert_close(coarse, fine, rtol=0, atol=0.5)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'float16'"):
+        VolumeInferer([scan(0)], precision="float16")
 
 
 def test_several_support_scans_are_several_shots(network: ALPNet) -> None:

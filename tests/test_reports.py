@@ -21,6 +21,7 @@ from bundle import reports
 from bundle.reports import DiceTable, SaveMasks, SaveOverlays, save_nifti, write_csv
 from bundle.transforms import FitSlicesd, SliceLayoutd
 from bundle.transforms.volumes import restore_grid
+from tests.processes import become
 
 LIVER, SPLEEN = 1, 2
 INFERER: Any = SimpleNamespace(organ_names=lambda: {"liver": LIVER, "spleen": SPLEEN})
@@ -169,6 +170,70 @@ def test_a_run_that_starts_anew_starts_a_new_table(tmp_path: Path) -> None:
     for epoch in (4, 0):
         evaluate(dice_table(tmp_path), epoch, [[0.5, 0.5]])
     assert {row[0] for row in table(tmp_path / "dice.csv")[1:]} == {"0"}
+
+
+def report(dice: DiceTable, own: list[str], rows: list[list[float]]) -> None:
+    """End an evaluation of a process's own scans; the metric's rows are those of all processes."""
+    engine = Engine(lambda engine, _: setattr(engine.state, "metric_details", {"val_mean_dice": torch.tensor(rows)}))
+    dice.attach(engine)
+    engine.run([[item(name)] for name in own])
+
+
+def test_a_process_without_a_scan_adds_nothing_to_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    become(monkeypatch, 0, 2, {1: [""]})
+    dice = dice_table(tmp_path)
+    report(dice, ["scan_0"], [[0.25, 0.5], [float("nan"), float("nan")]])
+    assert table(tmp_path / "dice.csv")[1:] == [["1", "scan_0", "liver", "0.2500"], ["1", "scan_0", "spleen", "0.5000"]]
+    assert dice.table().splitlines()[0] == "Dice, test, mean over 1 scans"
+
+
+def test_the_first_process_writes_the_table_of_all_in_the_data_sets_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Three processes and four scans: this one has scans 0 and 3. The metric has the rows of one after the other.
+    become(monkeypatch, 0, 3, {1: ["scan_1"], 2: ["scan_2"]})
+    report(dice_table(tmp_path), ["scan_0", "scan_3"], [[0.0, 0.5], [0.3, 0.5], [0.1, 0.5], [0.2, 0.5]])
+    assert [row[1:] for row in table(tmp_path / "dice.csv")[1::2]] == [
+        [f"scan_{number}", "liver", f"0.{number}000"] for number in (0, 1, 2, 3)
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Dice, test, mean over 4 scans"
+    assert lines[2].split()[1:] == ["0.150", "0.500", "0.325"]
+
+
+def test_another_process_writes_and_prints_no_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    become(monkeypatch, 1, 2, {0: ["scan_0"]})
+    report(dice_table(tmp_path), ["scan_1"], [[0.5, 0.5], [0.5, 0.5]])
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_an_evaluation_without_a_scan_leaves_no_table(tmp_path: Path) -> None:
+    dice_table(tmp_path).report(Engine(lambda *_: None))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_volumes_is_of_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scans = [segmented(tmp_path / f"{name}.nii.gz") for name in ("a", "c")]
+    become(monkeypatch, 0, 2, {1: [("b", [["b", "liver", "1", "0.05"], ["b", "spleen", "2", "0.10"]])]})
+    handler = SaveMasks(tmp_path / "masks", INFERER)
+    engine = Engine(lambda engine, _: [scans[engine.state.iteration - 1]])
+    handler.attach(engine)
+    engine.add_event_handler("ITERATION_COMPLETED", lambda _: tables.append((tmp_path / "masks/volumes.csv").exists()))
+    tables: list[bool] = []
+    engine.run([0, 0])
+    assert tables == [False, False]  # two processes would write over each other
+    assert [row[0] for row in table(tmp_path / "masks" / "volumes.csv")[1:]] == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_another_process_writes_its_masks_and_no_table_of_volumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    become(monkeypatch, 1, 2, {0: []})
+    run(SaveMasks(tmp_path / "masks", INFERER), [segmented(tmp_path / "b.nii.gz")])
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["b.nii.gz"]
 
 
 @pytest.mark.parametrize("with_truth", [False, True])

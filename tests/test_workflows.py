@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from PIL import Image
 
 from bundle.cases import read_cases
 
@@ -310,6 +311,31 @@ def test_inference_finds_what_the_preset_for_one_annotated_scan_evaluates(traine
     files = [*TRAIN, str(CONFIGS / "evaluate.yaml"), str(CONFIGS / "preset_annotate_one.yaml")]
     workflow(files, tmp_path / "other", **keys).run()
     assert_equal_masks(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_file_of_prototypes_stands_for_the_annotated_scan(trained: Path, tmp_path: Path) -> None:
+    """Encoded by one command, used by another without the image, and refused for other weights and another grid."""
+    keys: dict[str, Any] = {"checkpoint": str(trained / "model.pt"), "dataset_dir": str(trained / "phantom")}
+    words = [f"--{key}={value}" for key, value in (support_of(trained) | {"output_dir": str(tmp_path)}).items()]
+    done = run_command("bundle", "encoding", "--data=smoke", *words, f"--checkpoint={keys['checkpoint']}")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "prototypes.safetensors"
+    assert f"prototypes of the annotated scans: {file}" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prototypes.json", "prototypes.safetensors"]
+
+    workflow(INFER, tmp_path / "image", **keys, **support_of(trained)).run()
+    workflow(INFER, tmp_path / "file", **keys, prototypes=str(file)).run()
+    assert_equal_masks(tmp_path / "image", tmp_path / "file")
+    picture = Image.open(tmp_path / "file" / "overlays" / "phantom_03.png")
+    with_support = Image.open(tmp_path / "image" / "overlays" / "phantom_03.png")
+    assert picture.height == with_support.height
+    assert picture.width < with_support.width  # there is no image of the support
+
+    for name, change in (("encoder", {"checkpoint": None}), ("preprocessing", {"slice_size": [64, 80]})):
+        with pytest.raises((RuntimeError, ValueError), match=r"\w") as caught:
+            workflow(INFER, tmp_path / name, **(keys | {"prototypes": str(file)} | change)).run()
+        assert _first_cause(caught.value).match(f"were made with another {name}") is not None
+        assert not (tmp_path / name / "masks").exists()
 
 
 def assert_equal_masks(one: Path, other: Path) -> None:

@@ -2,7 +2,8 @@
 
 One folder an entry: ``image.npy`` float32 and ``superpixels.npy`` int16, both ``(Z, H, W)``, and ``entry.json``.
 Its name is a hash of the image file's content and of the transform's parameters, so a changed file or a
-changed parameter is a new entry. An entry is written beside its place and renamed, so it is whole or absent.
+changed parameter is a new entry. An entry is written beside its place and renamed, so it is whole or absent; what a
+killed process was writing is removed after a day.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import shutil
 import tempfile
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +25,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from bundle import ranks
 from bundle.data.loading import Scan, ScanError, read_scan
 from bundle.keys import IMAGE, SUPERPIXELS
 
 FORMAT = 1
 """Raise it when the content of an entry changes its meaning."""
+
+UNFINISHED = ".tmp-"
+"""How the names of entries begin that are still written."""
+
+ABANDONED_AFTER = 24 * 3600
+"""Seconds after which nobody writes to an unfinished entry any more; writing one takes seconds."""
+
+
+class CacheError(ValueError):
+    """A cache folder that cannot be used; the message names the folder, the reason and what to do."""
+
+
+_Made = tuple[str, ValueError | None]
+"""The name of an entry, and why it could not be made."""
 
 
 @dataclass(frozen=True)
@@ -65,41 +84,76 @@ def cached_scans(
         scans: The scans' files.
         transform: Gives ``image`` and ``superpixels``, each ``(1, H, W, Z)``, from a scan's files.
         cache_dir: Where entries are kept; made if missing.
-        num_workers: Processes that compute; ``None`` means one a core.
+        num_workers: Processes that compute; ``None`` means one a core. Of several processes of a run, each has so many,
+            and computes its share of the scans.
 
     Returns:
         One entry a scan, in their order.
 
     Raises:
         ScanError: If a scan cannot be used. Entries that were finished stay.
-        ValueError: If the cache folder cannot be written to.
+        CacheError: If the cache folder cannot be written to, or is full, or an entry is damaged.
     """
     cache = _writable(Path(cache_dir))
     work = _Fill(scans, transform, cache)
-    workers = min((os.cpu_count() or 1) if num_workers is None else num_workers, len(scans))
-    loader = DataLoader(work, batch_size=None, num_workers=workers, generator=torch.Generator(device="cpu"))
-    entries = list(tqdm(loader, total=len(scans), desc="superpixels", unit="scan"))
-    if problems := [problem for _, problem in entries if problem]:
-        raise ScanError("\n  ".join(problems))
+    if not ranks.alone():
+        # Each process makes its share. What went wrong is said below, where every one of them looks at all.
+        _made(work, ranks.own_share(scans), num_workers)
+        idist.barrier()
+    entries = _made(work, range(len(scans)), num_workers)
+    problems = [problem for _, problem in entries if problem]
+    if problems and isinstance(problems[-1], CacheError):
+        raise problems[-1]
+    if problems:
+        raise ScanError("\n  ".join(map(str, problems)))
     return [_open(cache / entry) for entry, _ in entries]
+
+
+def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:
+    """Return the items of a share; none after one that could not be written, since the next could not either."""
+    cores = max((os.cpu_count() or 1) // idist.get_nproc_per_node(), 1)
+    workers = min(cores if num_workers is None else num_workers, len(share))
+    random = torch.Generator(device="cpu")
+    loader = DataLoader(work, batch_size=None, sampler=share, num_workers=workers, generator=random)
+    entries = []
+    for item in tqdm(loader, total=len(share), desc="superpixels", unit="scan", disable=not ranks.is_first()):
+        entries.append(item)
+        if isinstance(item[1], CacheError):
+            break
+    return entries
 
 
 def _writable(cache: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".tmp-"):
+        with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED):
             pass
     except OSError as error:
-        raise ValueError(
-            f"the cache folder {cache} cannot be written to ({error.strerror}). Set cache_dir to one that can."
-        ) from error
+        raise _unwritable(cache, error) from error
+    _remove_abandoned(cache)
     return cache
 
 
-class _Fill(Dataset[tuple[str, str]]):
+def _unwritable(cache: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"the cache folder {cache} cannot be written to ({error.strerror}). Set cache_dir to one that can, or "
+        "free space there; what was finished is kept."
+    )
+
+
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what processes that were killed had begun; younger ones may still be written."""
+    for path in cache.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # its process, or another one that cleans, was faster
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(path)
+
+
+class _Fill(Dataset[_Made]):
     """Makes the entry of each scan: a data set only to borrow the loader's processes.
 
-    An item is the entry's name and what is wrong with the scan, ``""`` if nothing is.
+    An item is the entry's name and what stopped it from being made, ``None`` if nothing did. Errors are items since
+    the loader would put its process's traceback into the message of one that is raised.
     """
 
     def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any], cache: Path) -> None:
@@ -109,16 +163,15 @@ class _Fill(Dataset[tuple[str, str]]):
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> tuple[str, str]:
+    def __getitem__(self, index: int) -> _Made:
         scan = self.scans[index]
         entry = entry_name(scan, self.description)
         if not (self.cache / entry).is_dir():
             try:
-                volumes = read_scan({IMAGE: scan[IMAGE]}, self.transform)
-            except ScanError as error:
-                return entry, str(error)
-            _write(self.cache / entry, scan, volumes)
-        return entry, ""
+                _write(self.cache / entry, scan, read_scan({IMAGE: scan[IMAGE]}, self.transform))
+            except (ScanError, CacheError) as error:
+                return entry, error
+        return entry, None
 
 
 def entry_name(scan: Scan, description: str) -> str:
@@ -138,28 +191,43 @@ def _write(entry: Path, scan: Scan, volumes: Mapping[str, Any]) -> None:
     superpixels = np.ascontiguousarray(np.moveaxis(np.asarray(volumes[SUPERPIXELS][0], dtype=np.int16), -1, 0))
     exact = image.astype(np.float64)
     numbers = {"source": Path(scan[IMAGE]).name, "mean": float(exact.mean()), "variance": float(exact.var())}
-    unfinished = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".tmp-"))
+    unfinished = None
     try:
-        np.save(unfinished / "image.npy", image)
-        np.save(unfinished / "superpixels.npy", superpixels)
-        (unfinished / "entry.json").write_text(json.dumps(numbers))
+        unfinished = Path(tempfile.mkdtemp(dir=entry.parent, prefix=UNFINISHED))
+        (unfinished / "image.npy").write_bytes(_in_npy(image))
+        (unfinished / "superpixels.npy").write_bytes(_in_npy(superpixels))
+        (unfinished / "entry.json").write_bytes(json.dumps(numbers).encode())
         unfinished.rename(entry)
-    except OSError:
+    except OSError as error:
         if not entry.is_dir():  # else another process was first, with the same content
-            raise
+            raise _unwritable(entry.parent, error) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _in_npy(array: np.ndarray) -> memoryview:
+    # NumPy writes files itself, and does not notice if the disk has no room for the last bytes.
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getbuffer()
 
 
 def _open(entry: Path) -> CachedScan:
-    numbers = json.loads((entry / "entry.json").read_text())
-    return CachedScan(
-        name=numbers["source"],
-        image=np.load(entry / "image.npy", mmap_mode="r"),
-        superpixels=np.load(entry / "superpixels.npy", mmap_mode="r"),
-        mean=numbers["mean"],
-        variance=numbers["variance"],
-    )
+    try:
+        numbers = json.loads((entry / "entry.json").read_text())
+        return CachedScan(
+            name=numbers["source"],
+            image=np.load(entry / "image.npy", mmap_mode="r"),
+            superpixels=np.load(entry / "superpixels.npy", mmap_mode="r"),
+            mean=numbers["mean"],
+            variance=numbers["variance"],
+        )
+    except (OSError, ValueError, KeyError) as error:  # no process leaves it so; a disk that lost power may
+        raise CacheError(
+            f"the entry {entry} of the cache is damaged ({type(error).__name__}: {error}). Remove that folder; the "
+            "next run makes it again."
+        ) from error
 
 
 def describe(thing: Any) -> str:

@@ -6,16 +6,19 @@ change nothing.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from bundle import ranks
 from bundle.data.cache import CachedScan, cached_scans
 from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import Scan
@@ -204,12 +207,17 @@ def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple
 
 
 def _write_statistics(path: Path, mean: float, std: float) -> None:
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps({"mean": mean, "std": std}))
+    if ranks.is_first():
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps({"mean": mean, "std": std}))
+    idist.barrier()  # nobody reads it before
 
 
 class EpisodeSampler(Sampler[int]):
     """Count episodes 0, 1, 2, ... without end; a resumed run starts where the other was stopped.
+
+    Several processes take turns: of ``P``, the one of rank ``r`` has ``start + r``, ``start + r + P``, ... With a batch
+    that all have equally many of, step ``s`` learns from the same episodes however many processes there are.
 
     Args:
         start: First episode.
@@ -219,7 +227,4 @@ class EpisodeSampler(Sampler[int]):
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        index = self.start
-        while True:
-            yield index
-            index += 1
+        return itertools.count(self.start + idist.get_rank(), idist.get_world_size())

@@ -13,6 +13,8 @@ from nibabel.spatialimages import HeaderDataError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from bundle import ranks
+
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
 
@@ -113,7 +115,7 @@ class _Trial(Dataset[str]):
 def usable_scans(
     scans: Sequence[Scan], transform: Callable[[Any], Any], num_workers: int = 2
 ) -> tuple[list[Scan], list[str]]:
-    """Read every scan once, before hours of work depend on it.
+    """Read every scan once, before hours of work depend on it; of several processes, each reads its share.
 
     Args:
         scans: The scans' files.
@@ -123,10 +125,11 @@ def usable_scans(
     Returns:
         The scans that can be used, and what is wrong with the others, a line each.
     """
-    trial = _Trial(scans, transform)
-    loader = DataLoader(trial, batch_size=None, num_workers=min(num_workers, len(scans)))
-    problems = list(tqdm(loader, total=len(scans), desc="checking scans", unit="scan"))
-    for problem in filter(None, problems):
+    trial, share = _Trial(scans, transform), ranks.own_share(scans)
+    loader = DataLoader(trial, batch_size=None, sampler=share, num_workers=min(num_workers, len(share)))
+    bar = tqdm(loader, total=len(share), desc="checking scans", unit="scan", disable=not ranks.is_first())
+    problems = ranks.gathered(list(bar))
+    for problem in filter(None, problems if ranks.is_first() else []):
         logger.error("cannot use %s", problem)
     usable = [scan for scan, problem in zip(scans, problems, strict=True) if not problem]
     return usable, [problem for problem in problems if problem]

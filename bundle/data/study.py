@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+
 from bundle.data.phantoms import write_phantom_study
 
 ScanFiles = dict[str, Any]
@@ -68,7 +70,8 @@ def open_study(
     if isinstance(support_scans, bool) or not isinstance(support_scans, int) or support_scans < 1:
         raise ValueError(f"support_scans must be a whole number, at least 1, got {support_scans!r}.")
     if dataset_dir is None:
-        dataset_dir = write_phantom_study(phantom_dir, **(phantom or {}))
+        with idist.one_rank_first():  # the other processes find it made
+            dataset_dir = write_phantom_study(phantom_dir, **(phantom or {}))
     scans = list_scans(dataset_dir)
     annotated = [scan for scan in scans if "label" in scan]
     if fold is not None:
@@ -91,6 +94,7 @@ def find_support(
     support_image: str | Sequence[str] | None = None,
     support_label: str | Sequence[str] | None = None,
     default: Callable[[], Study] | None = None,
+    needed: bool = True,
 ) -> list[ScanFiles]:
     """Find the annotated scans that show what to segment.
 
@@ -99,6 +103,7 @@ def find_support(
         support_image: Instead, the image file or files.
         support_label: And their label maps, in the same order.
         default: Opens the study whose support to use if nothing is given.
+        needed: If false, there need be none, and ``default`` is not asked.
 
     Returns:
         ``{"image", "label"}`` of each annotated scan.
@@ -126,8 +131,8 @@ def find_support(
         )
     if images:
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    support = default().support if default is not None else []
-    if not support:
+    support = default().support if default is not None and needed else []
+    if not support and needed:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
             "and support_label."

@@ -8,9 +8,9 @@
 so the config can swap one for another.
 """
 
-from bundle.matching.base import Extents, Matching, Support
+from bundle.matching.base import Extents, Features, Matching, Support
 from bundle.matching.chunks import ChunkMatching
 from bundle.matching.self_support import SelfSupport
 from bundle.matching.slices import SliceMatching
 
-__all__ = ["ChunkMatching", "Extents", "Matching", "SelfSupport", "SliceMatching", "Support"]
+__all__ = ["ChunkMatching", "Extents", "Features", "Matching", "SelfSupport", "SliceMatching", "Support"]

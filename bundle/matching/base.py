@@ -13,6 +13,9 @@ from bundle.networks.alpnet import PrototypeHead
 Encode = Callable[[Sequence[int]], Tensor]
 """Features ``(S, D, h, w)`` of the slices that are asked for."""
 
+Features = Tensor | Sequence[Tensor]
+"""Features ``(D, h, w)`` of each slice of a volume, in order; a tensor ``(Z, D, h, w)`` is one."""
+
 Extents = Mapping[int, tuple[int, int] | None]
 """First and last slice of each organ in the query, ``None`` for an organ that it does not have."""
 
@@ -33,11 +36,11 @@ class Support(ABC):
         """The ids of the organs, in the order of the margins."""
 
     @abstractmethod
-    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score the slices of a query.
 
         Args:
-            features: Of all its slices, in order, ``(Z, D, h, w)``.
+            features: Of all its slices. They may lie in a file: take one after the other.
             extents: In the paper's protocol the true extents: an organ is not looked for outside of its own.
 
         Yields:
@@ -71,3 +74,15 @@ class Matching(ABC):
             sources: For each organ what ``encode`` kept of the scans that show it, at least one.
             head: Pools and scores.
         """
+
+    def settings(self) -> dict[str, Any]:
+        """Return what ``encode`` depends on: prototypes of equal settings can be used together."""
+        return {"kind": type(self).__name__}
+
+    def to_tensors(self, encoded: Any) -> dict[str, Tensor]:
+        """Return what ``encode`` kept as named tensors, to write it to a file."""
+        raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Return what ``encode`` kept from the tensors of ``to_tensors``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")

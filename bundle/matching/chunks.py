@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bundle.matching.base import Encode, Extents, Matching, Support
+from bundle.matching.base import Encode, Extents, Features, Matching, Support
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, organs_of, support_slices
 
@@ -74,6 +75,40 @@ class ChunkMatching(Matching):
             encoded[organ] = EncodedOrgan([(features[z], m) for z, m in zip(slices, reduced, strict=True)], extent)
         return encoded
 
+    def settings(self) -> dict[str, Any]:
+        """Return the number of chunks."""
+        return super().settings() | {"chunks": self.chunks}
+
+    def to_tensors(self, encoded: Mapping[int, EncodedOrgan]) -> dict[str, Tensor]:
+        """Return the features of the slices, each once, and for each organ which of them are its own, with masks.
+
+        They are no prototypes yet: those of several scans are pooled together.
+        """
+        slices: dict[int, int] = {}
+        features: list[Tensor] = []
+        tensors = {}
+        for organ, kept in encoded.items():
+            for feature, _ in kept.chunks:
+                if id(feature) not in slices:
+                    slices[id(feature)] = len(features)
+                    features.append(feature)
+            tensors[f"organ_{organ}.slices"] = torch.tensor([slices[id(feature)] for feature, _ in kept.chunks])
+            tensors[f"organ_{organ}.masks"] = torch.stack([mask for _, mask in kept.chunks])
+            tensors[f"organ_{organ}.extent"] = torch.tensor(kept.extent, dtype=torch.float64)
+        return tensors | {"features": torch.stack(features)}
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> dict[int, EncodedOrgan]:
+        """Return the organs that ``to_tensors`` was given."""
+        features = list(tensors["features"])
+        organs = sorted(int(name.split("_")[1].split(".")[0]) for name in tensors if name.endswith(".slices"))
+        encoded = {}
+        for organ in organs:
+            slices, masks, extent = (tensors[f"organ_{organ}.{part}"] for part in ("slices", "masks", "extent"))
+            begin, end = extent.tolist()
+            chunks = [(features[place], mask) for place, mask in zip(slices.tolist(), masks, strict=True)]
+            encoded[organ] = EncodedOrgan(chunks, (begin, end))
+        return encoded
+
     def pool(self, sources: Mapping[int, Sequence[Mapping[int, EncodedOrgan]]], head: PrototypeHead) -> ChunkSupport:
         """Pool each chunk over all scans: they are its shots."""
         organs = {}
@@ -105,7 +140,7 @@ class ChunkSupport(Support):
         """The ids of the organs, in the order of the margins."""
         return list(self.prototypes)
 
-    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of its chunk."""
         plans = [self._plan(organ, len(features), extents) for organ in self.organs]
         for z, query in enumerate(features):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bundle.matching.base import Encode, Extents, Matching, Support
+from bundle.matching.base import Encode, Extents, Features, Matching, Support
 from bundle.matching.slices import BACKGROUND, EncodedScan, SliceMatching, SliceSupport
 from bundle.networks.alpnet import PrototypeHead
 
@@ -42,6 +43,18 @@ class SelfSupport(Matching):
         """Encode as the first pass does."""
         return self.matching.encode(label, encode, head, partial)
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the first pass depends on."""
+        return self.matching.settings()
+
+    def to_tensors(self, encoded: EncodedScan) -> dict[str, Tensor]:
+        """Keep what the first pass does."""
+        return self.matching.to_tensors(encoded)
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
+        """Return what the first pass keeps."""
+        return self.matching.from_tensors(tensors)
+
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SecondLook:
         """Put the scans side by side; the query joins them when it is scored."""
         return SecondLook(sources, self, head)
@@ -67,7 +80,7 @@ class SecondLook(Support):
         """The ids of the organs, in the order of the margins."""
         return self.first.organs
 
-    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score all slices, then again."""
         margins, best = (torch.stack(parts) for parts in zip(*self.first.score(features, extents), strict=True))
         for _ in range(self.settings.rounds):
@@ -79,7 +92,7 @@ class SecondLook(Support):
             margins = torch.where(agrees[None, :, None, None], again, margins)
         yield from zip(margins, best, strict=True)
 
-    def _joined(self, features: Tensor, margins: Tensor) -> SliceSupport:
+    def _joined(self, features: Features, margins: Tensor) -> SliceSupport:
         """Return the support with the certain pixels of the query, given margins ``(Z, O, h, w)``."""
         head, matching = self.first.head, self.first.matching
         certain = torch.zeros_like(margins, dtype=torch.bool)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.matching.base import Encode, Extents, Matching, Support
+from bundle.matching.base import Encode, Extents, Features, Matching, Support
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.slices import organ_slices, organs_of, support_slices
 
@@ -131,21 +131,47 @@ class SliceMatching(Matching):
             return list(range(label.shape[-1])) if shown else []
         return sorted({z for slices in shown for z in slices})
 
-    def describe(self, features: Tensor, slices: Sequence[int], depth: int) -> Tensor:
+    def settings(self) -> dict[str, Any]:
+        """Return what shapes the prototypes and the descriptions of slices."""
+        names = ("grid", "by", "annotated_slices", "measure_own")
+        return super().settings() | {name: getattr(self, name) for name in names}
+
+    def to_tensors(self, encoded: EncodedScan) -> dict[str, Tensor]:
+        """Return all prototypes, one behind the other, and of which slice and class they are."""
+        kept = [(z, organ, some) for z, shown in enumerate(encoded.prototypes) for organ, some in shown.items()]
+        return {
+            "prototypes": torch.cat([some for _, _, some in kept]),
+            "slice_class_number": torch.tensor([(z, organ, len(some)) for z, organ, some in kept]),
+            "descriptions": encoded.descriptions,
+            "own_margin_organs": torch.tensor(list(encoded.own_margins), dtype=torch.int64),
+            "own_margins": torch.tensor(list(encoded.own_margins.values()), dtype=torch.float64),
+        }
+
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
+        """Return the scan that ``to_tensors`` was given."""
+        kept = tensors["slice_class_number"].tolist()
+        prototypes: list[dict[int, Tensor]] = [{} for _ in tensors["descriptions"]]
+        parts = tensors["prototypes"].split([number for _, _, number in kept])
+        for (z, organ, _), some in zip(kept, parts, strict=True):
+            prototypes[z][organ] = some
+        own = zip(tensors["own_margin_organs"].tolist(), tensors["own_margins"].tolist(), strict=True)
+        return EncodedScan(prototypes, tensors["descriptions"], dict(own))
+
+    def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
 
         By likeness they are centered: what sets them apart in their scan. A slice alone is not: nothing would be left.
 
         Args:
-            features: Of the slices, ``(S, D, h, w)``.
+            features: Of the slices.
             slices: Their places in the scan.
             depth: Slices of the scan.
         """
         if self.by == "height":
             # On a quarter of a circle: the nearer two heights, the larger the product.
-            angles = (features.new_tensor(slices) + 0.5) / depth * (math.pi / 2)
+            angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
-        parts = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+        parts = torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
         return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
@@ -201,7 +227,7 @@ class SliceSupport(Support):
         known = [[s.own_margins[o] for s in scans if o in s.own_margins] for o, scans in self.sources.items()]
         return [fmean(margins) if margins else math.nan for margins in known]
 
-    def score(self, features: Tensor, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
         descriptions = self.matching.describe(features, range(len(features)), len(features))
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):

@@ -27,17 +27,28 @@ class CosineClassifier(nn.Module):
             raise ValueError(f"scale must be positive, it multiplies the cosine, got {scale}.")
         self.scale = float(scale)
         self.eps = eps
+        self.largest_block = 1 << 21  # similarities that are held at once, 8 MiB
 
     def forward(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """Return the ``(h, w)`` score, in [-scale, scale], of ``features (D, h, w)``; 0 if there is no prototype."""
-        similarity = self.similarity(features, prototypes)
-        return (similarity.softmax(dim=0) * similarity).sum(dim=0)
+        if len(prototypes) == 0:
+            return features.new_zeros(features.shape[-2:])
+        pixels = F.normalize(features, dim=0, eps=self.eps).flatten(1)
+        unit_prototypes = F.normalize(prototypes, dim=1, eps=self.eps)
+        # Some pixels at a time, so that thousands of prototypes need no more memory than a few.
+        size = max(16, self.largest_block // len(prototypes) // 16 * 16)
+        scores = [self.combine(self.scale * _products(some, unit_prototypes)) for some in pixels.split(size, dim=1)]
+        return torch.cat(scores).reshape(features.shape[-2:])
+
+    def combine(self, similarity: Tensor) -> Tensor:
+        """Return the ``(P,)`` scores of pixels from their similarities ``(P, N)`` to the prototypes, ``N >= 1``."""
+        return (similarity.softmax(dim=1) * similarity).sum(dim=1)
 
     def similarity(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """Return the scaled cosine ``(N, h, w)`` of each pixel to each prototype."""
-        unit_features = F.normalize(features, dim=0, eps=self.eps)
-        unit_prototypes = F.normalize(prototypes, dim=1, eps=self.eps)
-        return self.scale * torch.einsum("dhw,nd->nhw", unit_features, unit_prototypes)
+        pixels = F.normalize(features, dim=0, eps=self.eps).flatten(1)
+        products = _products(pixels, F.normalize(prototypes, dim=1, eps=self.eps))
+        return self.scale * products.T.unflatten(1, features.shape[-2:])
 
 
 class TopKClassifier(CosineClassifier):
@@ -61,12 +72,18 @@ class TopKClassifier(CosineClassifier):
             raise ValueError(f"k must be at least 1, it is how many similarities are averaged, got {k}.")
         self.k = k
 
-    def forward(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        """Return the ``(h, w)`` score, in [-scale, scale], of ``features (D, h, w)``; 0 if there is no prototype."""
-        if len(prototypes) == 0:
-            return features.new_zeros(features.shape[-2:])
-        # Pixels first: the largest of neighbors in memory are found several times faster.
-        unit_features = F.normalize(features, dim=0, eps=self.eps).flatten(1).T
-        similarity = unit_features @ F.normalize(prototypes, dim=1, eps=self.eps).T
-        nearest = similarity.topk(min(self.k, len(prototypes)), dim=1, sorted=False).values
-        return self.scale * nearest.mean(dim=1).reshape(features.shape[-2:])
+    def combine(self, similarity: Tensor) -> Tensor:
+        """Return the ``(P,)`` scores of pixels from their similarities ``(P, N)`` to the prototypes, ``N >= 1``."""
+        return similarity.topk(min(self.k, similarity.shape[1]), dim=1, sorted=False).values.mean(dim=1)
+
+
+def _products(pixels: Tensor, prototypes: Tensor) -> Tensor:
+    """Return the ``(P, N)`` products of pixels ``(D, P)`` and prototypes ``(N, D)``."""
+    if pixels.device.type != "cpu":
+        return pixels.T @ prototypes.T
+    # As a convolution of channels last, oneDNN is twice as fast as the matrix product; with a single thread PyTorch
+    # takes it for batches of 16 and more only. On a GPU it would round to TensorFloat-32.
+    dimensions, number = pixels.shape[0], pixels.shape[1]
+    padded = F.pad(pixels, [0, (16 - number % 16) % 16]).T.contiguous()
+    images = padded.reshape(16, 1, -1, dimensions).movedim(-1, 1)
+    return F.conv2d(images, prototypes[..., None, None]).movedim(1, -1).flatten(0, 2)[:number]

@@ -46,13 +46,17 @@ def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) 
     backbone.load_state_dict({key: state[key] for key in expected if key in state}, strict=False)
 
 
-def load_network(network: nn.Module, path: str | Path | None, device: torch.device | str = "cpu") -> nn.Module:
-    """Load trained weights into a whole network and move it to a device.
+def load_network(
+    network: nn.Module, path: str | Path | None, device: torch.device | str = "cpu", compile_encoder: bool = False
+) -> nn.Module:
+    """Load trained weights into a whole network and move it to a device, channels last: convolutions are faster so.
 
     Args:
         network: The network, as the config builds it.
         path: ``model.pt``, or a training's checkpoint; ``None`` leaves the network untrained.
         device: Where it goes.
+        compile_encoder: Whether its ``encoder`` is compiled when it is first used (``torch.compile``). The head is
+            not: it sees another number of prototypes each time.
 
     Returns:
         The network itself.
@@ -71,7 +75,10 @@ def load_network(network: nn.Module, path: str | Path | None, device: torch.devi
             reshaped=_reshaped(state, expected),
         )
         network.load_state_dict(state)
-    return network.to(device)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compile_encoder:
+        network.get_submodule("encoder").compile()
+    return network
 
 
 def _reshaped(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

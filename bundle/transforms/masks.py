@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,15 @@ def organ_ids_of(scores: MetaTensor) -> list[int]:
 
 def scores_to_label(scores: Tensor, ids: Sequence[int]) -> Tensor:
     """Return the label map ``(1, H, W, Z)`` of scores ``(O, H, W, Z)``; it carries their meta."""
+    meta = scores.meta if isinstance(scores, MetaTensor) else None
+    scores = plain(scores)
     values = torch.tensor([0, *ids], device=scores.device)
     values = values.to(torch.int16 if max(ids, default=0) > 255 else torch.uint8)
-    best, channel = plain(scores).max(dim=0, keepdim=True)
-    label = values[torch.where(best > 0, channel + 1, 0)]
-    return MetaTensor(label, meta=scores.meta) if isinstance(scores, MetaTensor) else label
+    label = torch.empty_like(scores[:1], dtype=values.dtype)
+    for z in range(scores.shape[-1]):  # whole numbers of 64 bits for a whole volume would be more than its scores
+        best, channel = scores[..., z].max(dim=0, keepdim=True)
+        label[..., z] = values[torch.where(best > 0, channel + 1, 0)]
+    return label if meta is None else MetaTensor(label, meta=meta)
 
 
 class ScoresToMasksd(MapTransform):
@@ -77,11 +81,19 @@ class ScoresToMasksd(MapTransform):
 
 def organ_masks(scores: Tensor, overlap: bool) -> Tensor:
     """Return where each organ is, ``(O, H, W, Z)``: where its score is above 0, and the best unless ``overlap``."""
-    masks = scores > 0
+    return torch.stack(list(each_organ_mask(scores, overlap)))
+
+
+def each_organ_mask(scores: Tensor, overlap: bool) -> Iterator[Tensor]:
+    """Yield the masks ``(H, W, Z)`` of ``organ_masks`` one by one: together they take a quarter of the scores' memory.
+
+    An organ's own scores may be changed when its mask was given.
+    """
     if overlap:
-        return masks
-    best = scores.argmax(dim=0, keepdim=True)
-    return masks & (best == torch.arange(len(scores), device=scores.device)[:, None, None, None])
+        yield from (own > 0 for own in scores)
+        return
+    label = scores_to_label(plain(scores), range(1, len(scores) + 1))[0]
+    yield from (label == place for place in range(1, len(scores) + 1))
 
 
 class LabelToMasksd(MapTransform):

@@ -15,8 +15,7 @@ import pytest
 import torch
 from monai.transforms import Compose, LoadImaged
 
-from bundle.data import cache
-from bundle.data.cache import CachedScan, cached_scans, describe
+from bundle.data.cache import CachedScan, CacheError, cached_scans, describe
 from bundle.data.loading import ScanError
 from bundle.transforms import ClipTopd
 from tests.data.scans import StoredScan, write_arrays
@@ -96,15 +95,15 @@ def test_the_remains_of_a_killed_run_are_no_entry(tmp_path: Path) -> None:
 
 
 def _killed_at_the_second_array(scan: dict[str, str], folder: Path) -> None:
-    save = np.save
+    write = Path.write_bytes
 
-    def kill(path: Path, array: np.ndarray) -> None:
-        if Path(path).name == "superpixels.npy":
-            Path(path).write_bytes(b"half of it")
+    def kill(path: Path, content: bytes) -> int:
+        if path.name == "superpixels.npy":
+            write(path, b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
-        save(path, array)
+        return write(path, content)
 
-    cache.np.save = kill
+    Path.write_bytes = kill
     fill(scan, folder)
 
 
@@ -148,9 +147,10 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        fill(stored_scan(tmp_path / "scan.npz"), tmp_path / "cache")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    scan = stored_scan(tmp_path / "scan.npz")
+    with pytest.raises(CacheError, match="No space left"):
+        fill(scan, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 

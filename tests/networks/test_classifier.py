@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bundle.networks import CosineClassifier, TopKClassifier
@@ -30,6 +31,49 @@ def test_scores_match_the_loop(count: int) -> None:
     features, prototypes = torch.randn(5, 3, 4), torch.randn(count, 5)
     expected = score_by_loop(features, prototypes, 20.0)
     torch.testing.assert_close(CosineClassifier()(features, prototypes), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "size", [(3, 4), (16, 16), (17, 29)]
+)  # fewer pixels than 16, a multiple of it, and no multiple
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_in_blocks_score_as_by_the_plain_product(
+    classifier: type[CosineClassifier], size: tuple[int, int], threads: int
+) -> None:
+    features, prototypes = torch.randn(6, *size), torch.randn(40, 6)
+    unit_features, unit_prototypes = F.normalize(features, dim=0), F.normalize(prototypes, dim=1)
+    similarity = 20 * torch.einsum("dhw,nd->hwn", unit_features, unit_prototypes)
+    plain = {
+        CosineClassifier: (similarity.softmax(-1) * similarity).sum(-1),
+        TopKClassifier: similarity.sort(dim=-1).values[..., -5:].mean(-1),
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for largest_block in (1, 40 * 48, 1 << 21):  # 16 pixels, 48, all
+            found = classifier()
+            found.largest_block = largest_block
+            for layout in (torch.contiguous_format, torch.channels_last):
+                scores = found(features[None].to(memory_format=layout)[0], prototypes)
+                torch.testing.assert_close(scores, plain[classifier], rtol=1e-5, atol=2e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_no_more_similarities_are_held_at_once_than_a_block(classifier: type[CosineClassifier]) -> None:
+    class Noting(classifier):  # type: ignore[misc, valid-type]
+        def combine(self, similarity: Tensor) -> Tensor:
+            held.append(similarity.numel())
+            return super().combine(similarity)
+
+    held: list[int] = []
+    noting = Noting()
+    noting.largest_block = 5000
+    noting(torch.randn(4, 20, 20), torch.randn(100, 4))
+    assert max(held) == 48 * 100
+    assert sum(held) == 400 * 100
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)

@@ -362,3 +362,29 @@ def test_a_gate_without_measured_margins_is_refused() -> None:
 def test_an_image_on_another_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"image must be on the grid of the scores, \[8, 8, 2\], got \[8, 8, 3\]"):
         GuidedScoresd("pred")({"pred": torch.zeros(1, 8, 8, 2), "image": torch.zeros(1, 8, 8, 3)})
+
+
+# --- in place --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [t for t in REFINEMENTS if t is not AssessScoresd])
+def test_in_place_the_scores_are_the_same_and_held_once(transform: Callable[..., MapTransform]) -> None:
+    scores = MetaTensor(5 * torch.randn(2, 20, 24, 6), meta={"own_margins": torch.full((2,), 90.0)})
+    image, before = torch.randn(1, 20, 24, 6), scores.clone()
+    expected = refined(transform("pred"), scores, image)
+    assert torch.equal(scores, before)
+    assert not torch.equal(expected, before)
+    found = refined(transform("pred", inplace=True), scores, image)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == scores.data_ptr()
+    assert torch.equal(scores, expected)
+
+
+@pytest.mark.parametrize("transform", REFINEMENTS)
+def test_scores_may_lie_in_memory_slice_by_slice(transform: Callable[..., MapTransform]) -> None:
+    """So ``VolumeInferer`` gives them."""
+    meta = {"own_margins": torch.full((2,), 1.0)}
+    scores, image = torch.randn(2, 20, 24, 6), torch.randn(1, 20, 24, 6)
+    by_slice = scores.movedim(-1, 0).contiguous().movedim(0, -1)
+    expected = refined(transform("pred"), MetaTensor(scores, meta=meta), image)
+    torch.testing.assert_close(refined(transform("pred"), MetaTensor(by_slice, meta=meta), image), expected)

@@ -1,0 +1,81 @@
+"""Peak memory of an inference: a process of its own for each number of slices, which this module is, too."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from tqdm import tqdm
+
+from bundle.benchmark.children import forget_peak, peak_megabytes, run_child
+from bundle.benchmark.configs import parsed
+from bundle.benchmark.results import Result
+from bundle.benchmark.synthetic import blob_scan
+from bundle.checks import refuse_counts
+
+
+def measure(
+    slices: Sequence[int], organs: int = 4, size: int = 256, threads: int = 1, device: str = "cpu", seed: int = 0
+) -> list[Result]:
+    """Measure scans of several numbers of slices, each in a process of its own.
+
+    Args:
+        slices: Slices of the query; the annotated scan has 30, or as many if those are fewer.
+        organs: Organs that are asked for.
+        size: Rows and columns of a slice.
+        threads: Threads of the arithmetic.
+        device: Where the network is; memory is that of the process, not of a GPU.
+        seed: Of scans and weights.
+    """
+    refuse_counts(organs=organs, threads=threads, **{f"slices {number}": number for number in slices})
+    results = []
+    for number in tqdm(slices, desc="memory", unit="scan", leave=False):
+        settings = {"slices": number, "organs": organs, "size": size, "device": device, "seed": seed}
+        values = run_child("bundle.benchmark.memory", settings, threads)
+        results.append(Result("memory", {"encoder": "resnet18", "organs": organs, "slices": number}, values))
+    return results
+
+
+def infer(slices: int, organs: int, size: int, device: str, seed: int) -> dict[str, float]:
+    """Segment a scan by the parts of ``configs/inference.yaml``, scores refined, and return what it took.
+
+    The scan lies in memory, as reading would leave it.
+    """
+    imported = peak_megabytes()
+    support = [blob_scan(size, min(slices, 30), organs, seed + 1)]
+    image = blob_scan(size, slices, organs, seed)["image"]
+    torch.manual_seed(seed)
+    parser = parsed(
+        ["inference.yaml"],
+        {"checkpoint": None, "device": device, "slice_size": [size, size], "inferer::support": "$benchmark_support"},
+        benchmark_support=support,
+    )
+    network, inferer, refinement = (parser.get_parsed_content(part) for part in ("network", "inferer", "refinement"))
+    network.eval()
+    forget_peak()  # making up a scan takes more than its result
+    before = peak_megabytes()
+    began = time.perf_counter()
+    with torch.no_grad():
+        scores = inferer(MetaTensor(image)[None].to(device), network)
+        refinement({"image": MetaTensor(image), "pred": scores[0].cpu()})
+    return {
+        "MB at the peak": peak_megabytes(),
+        "MB before the scan": before,
+        "MB after the imports": imported,
+        "MB of the image": image.nbytes / 1e6,
+        "s, first scan, refined": time.perf_counter() - began,
+    }
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Print what ``infer`` returns as JSON."""
+    print(json.dumps(infer(**settings)))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,56 @@
+"""The files of a benchmark, each whole or absent: results -> results.csv, table.md, plot.png."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from bundle.benchmark.plot import figure_of
+from bundle.benchmark.results import Result, long_form, markdown
+from bundle.cases import versions
+from bundle.files import written_whole
+from bundle.reports import write_csv
+
+
+def about(seed: int, device: str) -> dict[str, str]:
+    """Return what a benchmark is measured with and on, by name: command, seed, machine, versions."""
+    return {
+        "command": shlex.join(["python", "-m", "bundle.benchmark", *sys.argv[1:]]),
+        "seed": str(seed),
+        "device": device,
+        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        **versions(),
+    }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of the processor."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_results(results: Sequence[Result], about: Mapping[str, str], folder: Path) -> str:
+    """Write ``results.csv``, ``table.md`` and ``plot.png``.
+
+    Args:
+        results: In the order of the tables.
+        about: What they were measured with and on, by name.
+        folder: Where the files go; made if missing.
+
+    Returns:
+        The text of ``table.md``.
+    """
+    text = markdown(results, about)
+    write_csv(folder / "results.csv", long_form(results))
+    with written_whole(folder / "table.md") as unfinished:
+        unfinished.write_text(text)
+    with written_whole(folder / "plot.png") as unfinished:
+        figure_of(results).savefig(unfinished, dpi=120)
+    return text

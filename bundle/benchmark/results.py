@@ -1,0 +1,62 @@
+"""What was measured: a case, its numbers by name -> rows in long form, and tables to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size")
+"""What may tell one case from another."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one case, in one run, side by side.
+
+    Attributes:
+        benchmark: Such as ``"inference"``.
+        case: Values of some of ``CASE_COLUMNS``.
+        values: Numbers by name; the name has the unit, such as ``"ours, s a scan"``. A ratio has none.
+        note: What else is to be known, such as that a number was scaled.
+    """
+
+    benchmark: str
+    case: Mapping[str, str | int]
+    values: Mapping[str, float]
+    note: str = ""
+
+
+def long_form(results: Sequence[Result]) -> list[list[str]]:
+    """Return a header, and one row for each number."""
+    rows = [["benchmark", *CASE_COLUMNS, "quantity", "value", "note"]]
+    for result in results:
+        case = [str(result.case.get(column, "")) for column in CASE_COLUMNS]
+        rows += [[result.benchmark, *case, name, f"{v:.6g}", result.note] for name, v in result.values.items()]
+    return rows
+
+
+def markdown(results: Sequence[Result], about: Mapping[str, str]) -> str:
+    """Return one Markdown table for each benchmark, below what they were measured with."""
+    lines = ["# Benchmark", "", *(f"- {name}: {value}" for name, value in about.items())]
+    for benchmark in dict.fromkeys(result.benchmark for result in results):
+        table = _table([result for result in results if result.benchmark == benchmark])
+        ruled = [table[0], ["---"] * len(table[0]), *table[1:]]
+        lines += ["", f"## {benchmark}", "", *(f"| {' | '.join(row)} |" for row in ruled)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(results: Sequence[Result]) -> list[list[str]]:
+    columns = [column for column in CASE_COLUMNS if any(column in result.case for result in results)]
+    names = list(dict.fromkeys(name for result in results for name in result.values))
+    notes = ["note"] if any(result.note for result in results) else []
+    rows = [[*(column.replace("_", " ") for column in columns), *names, *notes]]
+    for result in results:
+        case = [str(result.case.get(column, "-")) for column in columns]
+        numbers = [_rounded(result.values[name]) if name in result.values else "-" for name in names]
+        rows.append([*case, *numbers, *(result.note for _ in notes)])
+    return rows
+
+
+def _rounded(value: float) -> str:
+    """Spell a number with three digits, or more if it is larger."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

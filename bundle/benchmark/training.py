@@ -1,0 +1,142 @@
+"""Seconds of a training step: the trainer of ``configs/train.yaml``, its loader running, and the encoder alone."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bundle.benchmark.configs import parsed
+from bundle.benchmark.inference import ENCODERS, build_network, refuse_unknown
+from bundle.benchmark.results import Result
+from bundle.benchmark.timing import seconds_of
+from bundle.checks import refuse_counts
+from bundle.keys import IMAGE, SUPPORT_IMAGE
+
+PREFETCHED = 3
+"""Steps that do not count after a pause: the loader went on meanwhile, so they do not compete with it."""
+
+
+class StepClock:
+    """Time the steps of a trainer in blocks, and after each block something else as often.
+
+    Args:
+        block: Steps of a block that count.
+        other: What to time after a block, given the images ``(N, C, H, W)`` of its last step.
+    """
+
+    def __init__(self, block: int, other: Callable[[Tensor], object]) -> None:
+        self.block, self.other = block, other
+        self.steps: list[float] = []
+        self.others: list[float] = []
+        self._in_block = 0
+        self._last = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Note the step that has just ended: from the end of the one before, so with its wait for the loader."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._in_block += 1
+        if self._in_block > PREFETCHED:
+            self.steps.append(now - self._last)
+        if self._in_block == PREFETCHED + self.block:
+            state: Any = engine.state
+            images = torch.cat([state.batch[SUPPORT_IMAGE].flatten(0, 1), state.batch[IMAGE]]).to(state.device)
+            self.others += [seconds_of(lambda: self.other(images)) for _ in range(self.block)]
+            self._in_block = 0
+        self._last = now
+
+
+def measure(
+    encoder: str,
+    batch_size: int = 1,
+    steps: int = 3,
+    repeats: int = 3,
+    size: int = 256,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Result:
+    """Measure steps of one shot with alignment and SGD, on a phantom study.
+
+    Args:
+        encoder: One of ``ENCODERS``.
+        batch_size: Episodes of a step.
+        steps: Steps in a row that count, then as many of the encoder alone.
+        repeats: How often that is done, after one that does not count.
+        size: Rows and columns of a slice.
+        device: Where the network is.
+        seed: Of everything.
+
+    Returns:
+        Seconds and ratio.
+
+    Raises:
+        ValueError: If the name is unknown or a number out of range.
+    """
+    refuse_counts(batch_size=batch_size, steps=steps, repeats=repeats, size=size)
+    refuse_unknown("encoder", [encoder], ENCODERS)
+    depth, last_stage = ENCODERS[encoder]
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder, tqdm(desc=f"training {encoder}", unit="step", leave=False) as bar:
+        keys = {
+            "output_dir": folder,
+            "device": device,
+            "batch_size": batch_size,
+            "slice_size": [size, size],
+            "superpixel_size": max(1, 400 * size**2 // 256**2),
+            "phantom": {"unlabeled": 2, "labeled": 1, "size": [size, size, 8], "seed": seed},
+            "network_def::encoder::depth": depth,
+            "network_def::encoder::last_stage": last_stage,
+            "max_epochs": 1,
+            "epoch_length": (PREFETCHED + steps) * (repeats + 1),
+            "train::handlers": "$benchmark_handlers",
+        }
+        handlers: list[Any] = []
+        parser = parsed(["train.yaml"], keys, benchmark_handlers=handlers)
+        alone = _EncoderAlone(build_network(encoder, seed).encoder.to(device))
+        clock = StepClock(steps, alone)
+        handlers += [clock, _Progress(bar)]
+        parser.get_parsed_content("train::trainer").run()
+    ours, floor = median(clock.steps[steps:]), median(clock.others[steps:])
+    return Result(
+        "training",
+        {"encoder": encoder, "batch_size": batch_size},
+        {
+            "ours, s a step": ours,
+            "encoder alone, s a step": floor,
+            "ours, steps/s": 1 / ours,
+            "ours, episodes/s": batch_size / ours,
+            "ours / encoder alone": ours / floor,
+        },
+    )
+
+
+class _EncoderAlone:
+    """Forward and backward of an encoder in training mode, and nothing else."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder.train()
+
+    def __call__(self, images: Tensor) -> None:
+        self.encoder.zero_grad(set_to_none=True)
+        self.encoder(images).sum().backward()
+
+
+class _Progress:
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self.bar = bar
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.bar.update())
