@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import ImageMetaKey
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle.features import kept_features
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, SUPPORT
@@ -96,6 +96,7 @@ class VolumeInferer(Inferer):
         self.precision = precision
         self._scans: list[Mapping[str, Any]] = []
         self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
+        self._fast: tuple[Hashable, nn.Module] | None = None
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: ALPNet, *args: Any, label: Tensor | None = None, **kwargs: Any
@@ -287,8 +288,18 @@ class VolumeInferer(Inferer):
             images = to_network(volume[..., z : z + self.slice_batch]).to(memory_format=torch.channels_last)
             coarser = torch.autocast(volume.device.type, torch.bfloat16)
             with coarser if self.precision == "bfloat16" else nullcontext():
-                features = network.encoder(images)
+                features = self._encoder(network)(images)
             yield features.float()
+
+    def _encoder(self, network: ALPNet) -> nn.Module:
+        """Return the encoder, or what it has made of itself for inference with its present weights."""
+        make = getattr(network.encoder, "for_inference", None)
+        if make is None or network.encoder.training:
+            return network.encoder
+        version = self.version_of(network)
+        if self._fast is None or self._fast[0] != version:
+            self._fast = (version, make())
+        return self._fast[1]
 
     def _name(self, organ: int) -> str:
         names = [name for name, value in (self.organs or {}).items() if value == organ]

@@ -112,6 +112,23 @@ def test_new_weights_encode_the_support_again(network: ALPNet) -> None:
     assert network.encoder.images == before + 3 + 12
 
 
+def test_what_an_encoder_makes_of_itself_for_inference_follows_its_weights() -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=8)).eval()
+    query, inferer = torch.randn(1, 1, 24, 32, 12), VolumeInferer([scan(0)])
+    before = inferer(query, network)
+    with torch.no_grad():
+        network.encoder.backbone.layer3[0].bn1.running_mean.add_(0.5)
+    after = inferer(query, network)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, VolumeInferer([scan(0)])(query, network))
+
+
+def test_an_encoder_is_used_as_it_is_in_training_mode() -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=8)).train()
+    VolumeInferer([scan(0)])(torch.randn(1, 1, 24, 32, 12), network)
+    assert network.encoder.backbone.bn1.num_batches_tracked > 0
+
+
 @pytest.mark.parametrize("slice_batch", [1, 5, 64])
 def test_the_batch_of_slices_changes_nothing(network: ALPNet, slice_batch: int) -> None:
     query = scan(9)["image"][None]

@@ -34,14 +34,15 @@ class CosineClassifier(nn.Module):
         if len(prototypes) == 0:
             return features.new_zeros(features.shape[-2:])
         pixels = F.normalize(features, dim=0, eps=self.eps).flatten(1)
-        unit_prototypes = F.normalize(prototypes, dim=1, eps=self.eps)
+        directions = F.normalize(prototypes, dim=1, eps=self.eps)
         # Some pixels at a time, so that thousands of prototypes need no more memory than a few.
         size = max(16, self.largest_block // len(prototypes) // 16 * 16)
-        scores = [self.combine(self.scale * _products(some, unit_prototypes)) for some in pixels.split(size, dim=1)]
+        scores = [self.combine(_products(some, directions)) for some in pixels.split(size, dim=1)]
         return torch.cat(scores).reshape(features.shape[-2:])
 
-    def combine(self, similarity: Tensor) -> Tensor:
-        """Return the ``(P,)`` scores of pixels from their similarities ``(P, N)`` to the prototypes, ``N >= 1``."""
+    def combine(self, cosine: Tensor) -> Tensor:
+        """Return the ``(P,)`` scores of pixels from their cosines ``(P, N)`` to the prototypes, ``N >= 1``."""
+        similarity = self.scale * cosine
         return (similarity.softmax(dim=1) * similarity).sum(dim=1)
 
     def similarity(self, features: Tensor, prototypes: Tensor) -> Tensor:
@@ -72,18 +73,20 @@ class TopKClassifier(CosineClassifier):
             raise ValueError(f"k must be at least 1, it is how many similarities are averaged, got {k}.")
         self.k = k
 
-    def combine(self, similarity: Tensor) -> Tensor:
-        """Return the ``(P,)`` scores of pixels from their similarities ``(P, N)`` to the prototypes, ``N >= 1``."""
-        return similarity.topk(min(self.k, similarity.shape[1]), dim=1, sorted=False).values.mean(dim=1)
+    def combine(self, cosine: Tensor) -> Tensor:
+        """Return the ``(P,)`` scores of pixels from their cosines ``(P, N)`` to the prototypes, ``N >= 1``."""
+        return self.scale * cosine.topk(min(self.k, cosine.shape[1]), dim=1, sorted=False).values.mean(dim=1)
 
 
 def _products(pixels: Tensor, prototypes: Tensor) -> Tensor:
     """Return the ``(P, N)`` products of pixels ``(D, P)`` and prototypes ``(N, D)``."""
-    if pixels.device.type != "cpu":
-        return pixels.T @ prototypes.T
+    if pixels.device.type != "cpu" or torch.is_grad_enabled():
+        return (prototypes @ pixels).T
     # As a convolution of channels last, oneDNN is twice as fast as the matrix product; with a single thread PyTorch
-    # takes it for batches of 16 and more only. On a GPU it would round to TensorFloat-32.
+    # takes it for batches of 16 and more only. On a GPU it would round to TensorFloat-32, and in training there are
+    # few prototypes.
     dimensions, number = pixels.shape[0], pixels.shape[1]
-    padded = F.pad(pixels, [0, (16 - number % 16) % 16]).T.contiguous()
-    images = padded.reshape(16, 1, -1, dimensions).movedim(-1, 1)
+    if number % 16 > 0:
+        pixels = F.pad(pixels, [0, 16 - number % 16])
+    images = pixels.T.contiguous().reshape(16, 1, -1, dimensions).movedim(-1, 1)
     return F.conv2d(images, prototypes[..., None, None]).movedim(1, -1).flatten(0, 2)[:number]

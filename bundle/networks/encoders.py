@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import torch
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bundle.networks.weights import load_backbone_weights
 
@@ -80,6 +82,27 @@ class ResNetEncoder(nn.Module):
         if not self.train_batch_norm:
             self._freeze_batch_norm()
         return self
+
+    def for_inference(self) -> ResNetEncoder:
+        """Return a copy that gives the same features, but for rounding, sooner: batch norm is part of the convolutions.
+
+        Raises:
+            ValueError: In training mode, where batch norm depends on the batch.
+        """
+        if self.training:
+            raise ValueError("batch norm becomes part of convolutions in eval mode only. Call eval() first.")
+        fast = copy.deepcopy(self)
+        for module in fast.modules():
+            parts = dict(module.named_children())
+            # A norm follows its convolution: bn1 after conv1 in trunk and blocks, 1 after 0 in shortcuts.
+            for name, norm in parts.items():
+                if isinstance(norm, nn.BatchNorm2d):
+                    before = name.replace("bn", "conv") if name.startswith("bn") else str(int(name) - 1)
+                    convolution = parts[before]
+                    assert isinstance(convolution, nn.Conv2d)
+                    setattr(module, before, fuse_conv_bn_eval(convolution, norm))
+                    setattr(module, name, nn.Identity())
+        return fast
 
     def _freeze_batch_norm(self) -> None:
         for module in self.modules():

@@ -38,8 +38,9 @@ def test_scores_match_the_loop(count: int) -> None:
     "size", [(3, 4), (16, 16), (17, 29)]
 )  # fewer pixels than 16, a multiple of it, and no multiple
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
 def test_pixels_in_blocks_score_as_by_the_plain_product(
-    classifier: type[CosineClassifier], size: tuple[int, int], threads: int
+    classifier: type[CosineClassifier], size: tuple[int, int], threads: int, training: bool
 ) -> None:
     features, prototypes = torch.randn(6, *size), torch.randn(40, 6)
     unit_features, unit_prototypes = F.normalize(features, dim=0), F.normalize(prototypes, dim=1)
@@ -55,7 +56,8 @@ def test_pixels_in_blocks_score_as_by_the_plain_product(
             found = classifier()
             found.largest_block = largest_block
             for layout in (torch.contiguous_format, torch.channels_last):
-                scores = found(features[None].to(memory_format=layout)[0], prototypes)
+                with torch.set_grad_enabled(training):
+                    scores = found(features[None].to(memory_format=layout)[0], prototypes)
                 torch.testing.assert_close(scores, plain[classifier], rtol=1e-5, atol=2e-5)
     finally:
         torch.set_num_threads(before)
@@ -64,9 +66,9 @@ def test_pixels_in_blocks_score_as_by_the_plain_product(
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 def test_no_more_similarities_are_held_at_once_than_a_block(classifier: type[CosineClassifier]) -> None:
     class Noting(classifier):  # type: ignore[misc, valid-type]
-        def combine(self, similarity: Tensor) -> Tensor:
-            held.append(similarity.numel())
-            return super().combine(similarity)
+        def combine(self, cosine: Tensor) -> Tensor:
+            held.append(cosine.numel())
+            return super().combine(cosine)
 
     held: list[int] = []
     noting = Noting()

@@ -170,3 +170,27 @@ def test_a_trunk_refuses_a_checkpoint_with_stages_it_does_not_know(tmp_path: Pat
     torch.save(state | {"layer5.0.conv1.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"unexpected layer5\.0\.conv1\.weight"):
         ResNetEncoder(18, weights=tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(("depth", "last_stage"), [(18, "layer3"), (50, "layer4")])
+def test_the_copy_for_inference_gives_the_same_features_without_batch_norm(depth: Any, last_stage: Any) -> None:
+    encoder = ResNetEncoder(depth, last_stage).eval()
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        for tensor in (norm.running_mean, norm.weight, norm.bias):
+            nn.init.normal_(tensor, mean=0.5, std=0.2)
+        nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    image = torch.randn(2, 3, 64, 80)
+    with torch.no_grad():
+        expected, fast = encoder(image), encoder.for_inference()
+        found = fast(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert len(norms) > 10
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_there_is_no_copy_for_inference_in_training_mode() -> None:
+    with pytest.raises(ValueError, match=r"in eval mode only. Call eval\(\) first"):
+        ResNetEncoder(18, "layer3").for_inference()
