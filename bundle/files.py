@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+class WriteError(ValueError):
+    """A file that cannot be written; the message names it, the reason and what to do."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to, and rename it when that is done; what fails leaves the old file.
+    """Give a path beside ``path`` to write to, and rename it when that is done; what fails leaves the old file alone.
 
     The path given ends as ``path`` does, for writers that go by the suffix. Missing folders are made.
+
+    Raises:
+        WriteError: If the folder cannot be written to, or is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".tmp-{path.name}")
-    yield unfinished
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise WriteError(
+            f"{path} cannot be written ({error.strerror or error}). Free space there, or choose a folder that can be "
+            "written to."
+        ) from error
+    finally:
+        with suppress(OSError):  # renamed, or never begun
+            unfinished.unlink()

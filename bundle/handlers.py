@@ -285,8 +285,9 @@ class Checkpoints:
 
 def save_atomically(state: Any, path: Path) -> None:
     """Write a file beside its place, then rename it: it is there whole, or not at all."""
-    with written_whole(path) as unfinished:
-        torch.save(state, unfinished)
+    # Through a file of Python's: of a path, PyTorch does not say that the disk is full.
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(state, file)
 
 
 def _to_cpu(state: Any) -> Any:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
+import nibabel.eulerangles
 import nrrd
 import numpy as np
 import requests
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 MODEL = "alpnet"
+SECOND = "other bundle"
 failures: list[str] = []
 
 
@@ -61,15 +63,16 @@ class Server:
             [*command, "apps", "--download", "--name", "monaibundle", "--output", "apps"],
             cwd=self.work, env=self.env, check=True, capture_output=True,
         )  # fmt: skip
-        bundle = self.work / "apps" / "monaibundle" / "model" / MODEL
-        for part in ("bundle", "configs", "models", "docs"):
-            shutil.copytree(ROOT / part, bundle / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "LICENSE", bundle)
+        for model in (MODEL, SECOND):  # the second one is a bundle beside: with modules of the same names
+            bundle = self.work / "apps" / "monaibundle" / "model" / model
+            for part in ("bundle", "configs", "models", "docs"):
+                shutil.copytree(ROOT / part, bundle / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(ROOT / "LICENSE", bundle)
         log = (self.work / "server.log").open("w")
         self.process = subprocess.Popen(
             [*command, "start_server", "--app", "apps/monaibundle", "--studies", "studies", "--host", "127.0.0.1",
-             "--port", self.url.rsplit(":", 1)[1], "--conf", "models", MODEL, "--conf", "zoo_source", "local",
-             "--conf", "sam2", "false"],
+             "--port", self.url.rsplit(":", 1)[1], "--conf", "models", f"{MODEL},{SECOND}",
+             "--conf", "zoo_source", "local", "--conf", "sam2", "false"],
             cwd=self.work, env=self.env, stdout=log, stderr=log,
         )  # fmt: skip
         begin = time.monotonic()
@@ -85,10 +88,12 @@ class Server:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout=60)
 
-    def infer(self, image: str, output: str = "json", label: Path | None = None, **params: Any) -> requests.Response:
+    def infer(
+        self, image: str, output: str = "json", label: Path | None = None, model: str = MODEL, **params: Any
+    ) -> requests.Response:
         files = {"label": label.open("rb")} if label else None
         return requests.post(
-            f"{self.url}/infer/{MODEL}", params={"image": image, "output": output},
+            f"{self.url}/infer/{model}", params={"image": image, "output": output},
             data={"params": json.dumps(params)}, files=files, timeout=600,
         )  # fmt: skip
 
@@ -246,6 +251,46 @@ def check_same_as_command(server: Server, truths: dict[str, Path]) -> None:
     claim("the server's mask equals that of configs/inference.yaml", same == 1.0, f"{same:.6f} of the voxels")
 
 
+def check_geometry(server: Server, truths: dict[str, Path]) -> None:
+    """A scan that is rotated in space, or stored along other axes, gets the same mask, voxel by voxel."""
+    name = list(truths)[1]
+    scan = nibabel.load(server.studies / f"{name}.nii.gz")
+    expected = voxels_of(read(server.infer(name, "image"), server.work))
+    values = np.asarray(scan.dataobj)
+    rotation = np.eye(4)
+    rotation[:3, :3] = nibabel.eulerangles.euler2mat(z=0.25, y=0.15, x=-0.2)
+    flipped = np.array([[2, 1], [0, -1], [1, 1]])  # where each axis goes, and which way
+    affine = scan.affine @ nibabel.orientations.inv_ornt_aff(flipped, values.shape)
+    turn = nibabel.orientations.apply_orientation
+    others = {
+        "oblique scan": (values, rotation @ scan.affine, expected),
+        "scan of other axes": (turn(values, flipped), affine, turn(expected, flipped)),
+    }
+    for other, (array, placed, mask) in others.items():
+        path = server.studies / f"{other}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(array, placed), path)
+        begin = time.monotonic()
+        while not (answer := server.infer(other, "image")).ok and time.monotonic() - begin < 30:
+            time.sleep(1)  # the server has to see the new file
+        claim(f"the {other} is segmented", answer.ok, answer.text[:160] if not answer.ok else "")
+        if answer.ok:
+            made = nibabel.load(read(answer, server.work))
+            same = made.shape == array.shape and np.allclose(made.affine, placed, atol=1e-3)
+            claim(f"the mask of the {other} lies on it", same)
+            share = float((np.asarray(made.dataobj) == mask).mean()) if made.shape == mask.shape else 0.0
+            claim(f"and is that of {name}, voxel by voxel", share > 0.9999, f"{share:.6f} of the voxels")
+        path.unlink()
+
+
+def check_second_bundle(server: Server, truths: dict[str, Path]) -> None:
+    name = list(truths)[1]
+    own, other = (voxels_of(read(server.infer(name, "image", model=m), server.work)) for m in (MODEL, SECOND))
+    again = voxels_of(read(server.infer(name, "image"), server.work))
+    claim("a second bundle beside answers, too, and disturbs nothing", np.array_equal(own, other) and np.array_equal(
+        own, again
+    ))  # fmt: skip
+
+
 def check_next_scan(server: Server, truths: dict[str, Path]) -> None:
     others = list(truths)[1:]
     begin = time.monotonic()
@@ -302,6 +347,8 @@ def main() -> None:
             claim("the model and its labels are listed", server_labels(server)[:1] == ["liver"])
             check_support(server, truths, organs)
             check_same_as_command(server, truths)
+            check_geometry(server, truths)
+            check_second_bundle(server, truths)
             check_corrections(server, truths, organs)
             check_refusals(server, truths)
             check_next_scan(server, truths)

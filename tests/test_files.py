@@ -1,0 +1,57 @@
+"""Tests of ``bundle.files``."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bundle.files import WriteError, written_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.csv"
+    with written_whole(path) as unfinished:
+        unfinished.write_text("half")
+        assert unfinished.suffix == ".csv"
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert names(path.parent) == ["a.csv"]
+
+
+def fail_with(error: BaseException, path: Path) -> None:
+    with written_whole(path) as unfinished:
+        unfinished.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyError("mistake"), KeyboardInterrupt()])
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "a.csv").write_text("old")
+    with pytest.raises(type(error)):
+        fail_with(error, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "old"
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_a_full_disk_is_said_with_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("old")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = r"a\.csv cannot be written \(No space left on device\)\. Free space there, or choose"
+    with pytest.raises(WriteError, match=message):
+        fail_with(full, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "old"
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match=r"b\.csv cannot be written \(Not a directory\)"):
+        fail_with(KeyError("not reached"), tmp_path / "file" / "folder" / "b.csv")
+    assert names(tmp_path) == ["file"]
