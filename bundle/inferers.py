@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bundle.features import kept_features
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, OWN_MARGINS, SUPPORT
-from bundle.matching import ChunkMatching, Extents, Matching, Support
+from bundle.matching import ChunkMatching, Extents, Features, Matching, Support
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.prototype_files import (
     PrototypeRecord,
@@ -277,9 +277,11 @@ class VolumeInferer(Inferer):
         self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, partial: bool = False
     ) -> Any:
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
-        return self.matching.encode(
-            label, lambda z: torch.cat(list(self._features(image[..., z], network))), self._head(network), partial
-        )
+
+        def encode(slices: Sequence[int]) -> Features:
+            return kept_features(self._features(image[..., slices], network), len(slices))
+
+        return self.matching.encode(label, encode, self._head(network), partial)
 
     def _features(self, volume: Tensor, network: ALPNet) -> Iterator[Tensor]:
         """Encode the slices of ``volume (1, H, W, Z)``, some at once: batches ``(S, D, h, w)``."""

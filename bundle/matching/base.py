@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bundle.networks.alpnet import PrototypeHead
 
-Encode = Callable[[Sequence[int]], Tensor]
-"""Features ``(S, D, h, w)`` of the slices that are asked for."""
-
 Features = Tensor | Sequence[Tensor]
 """Features ``(D, h, w)`` of each slice of a volume, in order; a tensor ``(Z, D, h, w)`` is one."""
+
+Encode = Callable[[Sequence[int]], Features]
+"""Features of the slices that are asked for."""
 
 Extents = Mapping[int, tuple[int, int] | None]
 """First and last slice of each organ in the query, ``None`` for an organ that it does not have."""

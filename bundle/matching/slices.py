@@ -91,22 +91,23 @@ class SliceMatching(Matching):
             return EncodedScan([], label.new_zeros(0, 1).float())
         features = encode(slices)
         organs = organs_of(label)
-        masks = torch.stack([(label[..., slices] == organ)[0].movedim(-1, 0) for organ in organs], dim=1)
-        soft = reduce_mask(masks[:, :, None], features)  # (S, O, 1, h, w)
-        prototypes = []
-        for feature, mask, shown in zip(features, soft, masks.any(dim=-1).any(dim=-1), strict=True):
-            classes = {BACKGROUND: head.background(feature[None], 1 - mask.sum(dim=0)[None].clamp(max=1))}
-            for organ, own, is_shown in zip(organs, mask, shown, strict=True):
-                if is_shown:
-                    classes[organ] = head.foreground(feature[None], own[None])
+        prototypes, masks = [], []
+        for z, feature in zip(slices, features, strict=True):  # one by one: masks of a volume are as large as it is
+            whole = torch.stack([label[..., z] == organ for organ in organs])[None]  # (1, O, 1, H, W)
+            soft = reduce_mask(whole, feature[None])[0]
+            classes = {BACKGROUND: head.background(feature[None], 1 - soft.sum(dim=0)[None].clamp(max=1))}
+            for place, organ in enumerate(organs):
+                if whole[0, place].any():
+                    classes[organ] = head.foreground(feature[None], soft[place, None])
             prototypes.append(classes)
+            masks.append(soft[:, 0] > 0.5)
         encoded = EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
         if not self.measure_own:
             return encoded
-        return replace(encoded, own_margins=self._own_margins(encoded, features, soft[:, :, 0] > 0.5, organs, head))
+        return replace(encoded, own_margins=self._own_margins(encoded, features, masks, organs, head))
 
     def _own_margins(
-        self, encoded: EncodedScan, features: Tensor, masks: Tensor, organs: Sequence[int], head: PrototypeHead
+        self, encoded: EncodedScan, features: Features, masks: list[Tensor], organs: Sequence[int], head: PrototypeHead
     ) -> dict[int, float]:
         found: dict[int, list[Tensor]] = {}
         for z, (query, shown) in enumerate(zip(features, masks, strict=True)):
