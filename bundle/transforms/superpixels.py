@@ -99,9 +99,10 @@ def number_superpixels(segments: np.ndarray, body: np.ndarray, numbering: Number
         return (ids * body).astype(np.int16)
     if numbering != "consecutive":
         raise ValueError(f"numbering must be 'consecutive' or 'reference', got {numbering!r}.")
-    present, ids = np.unique(np.where(body, segments + 1, 0), return_inverse=True)
-    ids = ids.reshape(segments.shape) + (present[0] != 0)
-    return ids.astype(np.int16)
+    inside = np.where(body, segments + 1, 0)
+    is_present = np.bincount(inside.ravel()) > 0
+    is_present[0] = False
+    return np.cumsum(is_present).astype(np.int16)[inside]
 
 
 class PseudoLabelsd(MapTransform):
