@@ -131,8 +131,8 @@ class PrototypeSegmenter(nn.Module):
     def score(self, pixels: Tensor, prototypes: Tensor) -> Tensor:
         """Return the ``(S, h, w)`` scores of ``pixels (S, h, w, D)`` of unit length for ``prototypes (N, D)``."""
         unit_prototypes = F.normalize(prototypes, dim=1, eps=self.classifier.eps)
-        similarity = self.classifier.scale * (pixels.flatten(0, 2) @ unit_prototypes.T)
-        scores = self.classifier.combine(similarity).reshape(pixels.shape[:3])
+        cosine = pixels.flatten(0, 2) @ unit_prototypes.T
+        scores = self.classifier.combine(cosine).reshape(pixels.shape[:3])
         # Not `if len(prototypes)`: an exported graph goes one way only, so the count must be a tensor.
         count = torch.ones_like(prototypes[:, 0]).sum()
         return torch.where(count > 0, scores, torch.zeros_like(scores))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import bundle
 from bundle import export as exporting
 from bundle.export import PrototypeSegmenter, SliceEncoder, export, main, read_configs, to_onnx, to_torchscript
+from bundle.files import WriteError
 from bundle.networks import (
     ALPNet,
     CosineClassifier,
@@ -369,7 +370,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     parser = read_configs([], {"checkpoint": None})
     parser["encoder_def"] = SliceEncoder(TinyEncoder())
     monkeypatch.setattr(Path, "write_bytes", fill_up)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=r"file.ts cannot be written .No space left"):
         export("encoder", tmp_path / "file.ts", "torchscript", parser)
     assert (tmp_path / "file.ts").read_text() == "old"
 
