@@ -8,16 +8,13 @@ from typing import Any
 
 import fire
 
-# What MONAI and ignite import on the way, if they can, for parts that are not used here; it takes a third of the start.
-# Who needs it imports it then: the encoder of preset_dinov2 does so itself.
-SPARED = ("transformers", "torch.distributed.optim")
-for name in SPARED:
-    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+# MONAI imports transformers, where it is installed, for a network that is not used here: that takes a second. The
+# encoder that needs it imports it by itself.
+sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
 import monai.bundle  # noqa: E402
 
-for name in SPARED:
-    if sys.modules[name] is None:
-        del sys.modules[name]
+if sys.modules["transformers"] is None:
+    del sys.modules["transformers"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {"training": "train.yaml", "inference": "inference.yaml", "encoding": "inference.yaml"}

@@ -6,19 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["transformers", "torch.distributed.optim"])
-def test_what_is_not_used_is_not_imported_and_can_be(name: str) -> None:
-    code = (
-        "import importlib, sys\n"
-        "import bundle.__main__\n"
-        f"print({name!r} in sys.modules)\n"
-        f"print(importlib.import_module({name!r}).__name__)\n"
-    )
+def test_transformers_is_not_imported_and_can_be() -> None:
+    code = "import sys, bundle.__main__; print('transformers' in sys.modules); import transformers; print('imported')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", name]
+    assert done.stdout.split() == ["False", "imported"]
