@@ -256,7 +256,7 @@ def test_a_mask_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeypatc
 
     (tmp_path / "mask.nii.gz").write_bytes(b"the old mask")
     monkeypatch.setattr(reports.nibabel, "save", fail)
-    with pytest.raises(ValueError, match="cannot be written .No space left"):
+    with pytest.raises(ValueError, match="No space left"):
         save_nifti(MetaTensor(torch.ones(1, 2, 3, 4)), tmp_path / "mask.nii.gz")
     assert (tmp_path / "mask.nii.gz").read_bytes() == b"the old mask"
 
@@ -272,6 +272,6 @@ def test_a_table_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     write_csv(tmp_path / "dice.csv", [["the old table"]])
-    with pytest.raises(ValueError, match="cannot be written .No space left"):
+    with pytest.raises(ValueError, match="No space left"):
         write_csv(tmp_path / "dice.csv", rows())  # type: ignore[arg-type]
     assert table(tmp_path / "dice.csv") == [["the old table"]]

@@ -136,6 +136,6 @@ def test_a_picture_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeyp
 
     (tmp_path / "a.png").write_bytes(b"the old picture")
     monkeypatch.setattr(visuals.Image.Image, "save", fail)
-    with pytest.raises(ValueError, match="cannot be written .No space left"):
+    with pytest.raises(ValueError, match="No space left"):
         save_png(GRAY, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == b"the old picture"
