@@ -95,6 +95,7 @@ class VolumeInferer(Inferer):
         self.preprocessing = settings_of(preprocessing or {})
         self.precision = precision
         self._scans: list[Mapping[str, Any]] = []
+        self._records: list[PrototypeRecord] = []
         self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
         self._fast: tuple[Hashable, nn.Module] | None = None
 
@@ -145,7 +146,7 @@ class VolumeInferer(Inferer):
         """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
         if self.organs is not None:
             return dict(self.organs)
-        named = {organ: name for file in self.prototypes for name, organ in read_prototypes(file)[1].organs.items()}
+        named = {organ: name for record in self._file_records() for name, organ in record.organs.items()}
         shown = {organ for scan in self.support_scans() for organ in organs_of(plain(scan[LABEL]))}
         return {named.get(organ, f"organ_{organ}"): organ for organ in sorted(shown | set(named))}
 
@@ -193,6 +194,12 @@ class VolumeInferer(Inferer):
         own = [self._encoded[number, version] for number in range(len(self._scans))]
         return own + [scan for file in self.prototypes for scan in self._encoded[file, version]]
 
+    def _file_records(self) -> list[PrototypeRecord]:
+        """Return what the files of prototypes tell of themselves, read once: names are asked for with every scan."""
+        if not self._records:
+            self._records = [read_prototypes(file)[1] for file in self.prototypes]
+        return self._records
+
     def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[Any]:
         scans, record = read_prototypes(file, device)
         refuse_other_making(file, record, self._made_with(network))
@@ -222,7 +229,7 @@ class VolumeInferer(Inferer):
         device = torch.device(device)
         encoded = self._own_scans(self.version_of(network), network, device)
         names = [_file_name(scan[IMAGE]) for scan in self._scans]
-        names += [scan["name"] for file in self.prototypes for scan in read_prototypes(file)[1].scans]
+        names += [scan["name"] for record in self._file_records() for scan in record.scans]
         organs = {name: organ for name, organ in self.organ_names().items() if any(organ in scan for scan in encoded)}
         if not organs:
             raise ValueError("none of the annotated scans shows an organ. Annotate one.")

@@ -184,8 +184,10 @@ def test_a_file_is_read_once_for_all_queries(network: ALPNet, tmp_path: Path) ->
     path = saved(tmp_path, network, scan(0))
     inferer = VolumeInferer([], prototypes=path)
     first = inferer(scan(5)["image"][None], network)
+    names = inferer.organ_names()
     path.unlink()
     assert torch.equal(inferer(scan(5)["image"][None], network), first)
+    assert inferer.organ_names() == names == {"organ_3": 3, "organ_7": 7}
 
 
 def test_the_file_tells_scans_organs_and_names(network: ALPNet, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size")
+CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size", "road")
 """What may tell one case from another."""
 
 

@@ -29,12 +29,12 @@ def test_the_long_table_has_a_row_for_each_number() -> None:
     rows = long_form([timed(2.0, note="scaled", slices=7), stored(30, 123456.5)])
     head = ["benchmark", "encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size"]
     assert rows == [
-        [*head, "quantity", "value", "note"],
-        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "ours, s a scan", "2", "scaled"],
-        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "naive, s a scan", "20", "scaled"],
-        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "encoder alone, s a scan", "1", "scaled"],
-        ["memory", "", "4", "", "30", "", "", "", "MB at the peak", "123456", ""],
-        ["memory", "", "4", "", "30", "", "", "", "MB after the imports", "400", ""],
+        [*head, "road", "quantity", "value", "note"],
+        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "ours, s a scan", "2", "scaled"],
+        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "naive, s a scan", "20", "scaled"],
+        ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "encoder alone, s a scan", "1", "scaled"],
+        ["memory", "", "4", "", "30", "", "", "", "", "MB at the peak", "123456", ""],
+        ["memory", "", "4", "", "30", "", "", "", "", "MB after the imports", "400", ""],
     ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.benchmark import first_slice, startup
+from bundle.benchmark.results import CASE_COLUMNS
 from bundle.inferers import VolumeInferer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,6 +46,7 @@ def test_parts_are_medians_of_new_processes_without_the_first(monkeypatch: pytes
     road = "python -m monai.bundle, annotated scan"
     assert dict(one.case) == {"road": road, "encoder": "resnet18", "slices": 4}
     assert other.case["road"] == "python -m bundle, its prototypes"
+    assert set(one.case) <= set(CASE_COLUMNS)  # tables leave out what they do not know
 
 
 def test_one_slice_is_segmented_from_files_and_the_parts_add_up(
