@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
+from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
 from monai.utils import MetaKeys, convert_to_tensor
 from torch import Tensor
 
@@ -232,7 +232,12 @@ class FitSlicesd(MapTransform):
             wanted = np.where(given == -1, present, given)
         if np.allclose(wanted, present, rtol=1e-4):
             return volume
-        return Spacing(pixdim=wanted.tolist(), mode=mode, padding_mode="border", dtype=np.float32)(volume)
+        # Not MONAI's Spacing: it centers the new grid, half a voxel away, where an oblique affine is not exact in
+        # its last digits. Here the first voxel stays where it is, whatever the scan's place in space.
+        factor = present / wanted
+        shape = [int(n) for n in _nearest((np.asarray(volume.shape[1:]) - 1) * factor + 1)]
+        affine = volume.affine @ torch.as_tensor(np.diag([*1 / factor, 1.0]), dtype=volume.affine.dtype)
+        return SpatialResample(mode=mode, padding_mode="border", dtype=np.float32)(volume, affine, shape)
 
 
 class RestoreGridd(MapTransform):
@@ -278,9 +283,14 @@ def _fetched(volume: Tensor, to_volume: np.ndarray, shape: list[int]) -> Tensor:
         raise ValueError("the label map is turned against its scan's grid; it must be on the grid that was loaded.")
     result = volume.permute(*(int(axis) for axis in axes))
     for axis, (n, own) in enumerate(zip(shape, axes, strict=True)):
-        places = np.rint(to_volume[own, axis] * np.arange(n) + to_volume[own, 3]).astype(int)
+        places = _nearest(to_volume[own, axis] * np.arange(n) + to_volume[own, 3])
         inside = torch.as_tensor((places >= 0) & (places < volume.shape[own]), device=volume.device)
         index = torch.as_tensor(places.clip(0, volume.shape[own] - 1), device=volume.device)
         result = result.index_select(axis, index)
         result = result * inside.to(result.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
     return result
+
+
+def _nearest(places: np.ndarray) -> np.ndarray:
+    """Round to whole numbers; where two are as near, affines that differ in their last digits give the same one."""
+    return np.rint(np.round(places, 3)).astype(int)

@@ -117,6 +117,35 @@ def test_a_resampled_scans_mask_comes_back_to_its_place_in_the_file(
     np.testing.assert_allclose(center_of_mass(restored[0].numpy()), center_of_mass(truth), atol=0.51)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "size"),
+    [
+        ("fit", (80, 80)),
+        ("fit", (60, 60)),
+        ("fit", (100, 100)),
+        ((3.0, 3.0, -1), (20, 20)),
+        ((0.9, 1.1, 2.0), (64, 64)),
+    ],
+    ids=str,
+)
+def test_a_scan_turned_in_space_gets_the_same_slices_and_the_same_mask(
+    spacing: str | tuple[float, ...], size: tuple[int, int], tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(0, 1000, (40, 40, 9)).astype(np.int16)
+    straight = np.diag([-1.5, 1.5, 6.0, 1.0])
+    rotation = np.eye(4)
+    rotation[:3, :3] = nibabel.eulerangles.euler2mat(z=0.25, y=0.15, x=-0.2)
+    layout = SliceLayoutd("image")
+    volumes, masks = [], []
+    for name, affine in (("straight", straight), ("turned", rotation @ straight)):
+        path = tmp_path / f"{name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(values, affine), path)
+        volumes.append(load(path, layout, FitSlicesd("image", size=size, spacing=spacing)))
+        masks.append(restore(volumes[-1] > 500))
+    np.testing.assert_allclose(volumes[1].numpy(), volumes[0].numpy(), atol=0.05)
+    assert (masks[1].numpy() == masks[0].numpy()).mean() > 0.999  # a shift would leave about a half
+
+
 @pytest.mark.parametrize("name", ["LAI", "slices along x", "slices first"])
 def test_a_scan_resampled_in_another_orientation_comes_back(name: str, tmp_path: Path) -> None:
     image, truth = block_scan()
