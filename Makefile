@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: train test test-monai-label clean
 
@@ -24,7 +25,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --cov --cov-fail-under=95
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(WORKERS) --cov --cov-fail-under=95
 
 test-monai-label:
 	bash tests/monai_label/environment.sh $(VENV)-monai-label

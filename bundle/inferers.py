@@ -129,7 +129,10 @@ class VolumeInferer(Inferer):
         if self.protocol == "paper" and label is not None:
             extents = [_extents(organs, plain(truth)) for truth in label]
         scores, explained = zip(
-            *(self._segment(volume, network, shown, known) for volume, known in zip(inputs, extents, strict=True)),
+            *(
+                self.score(volume, self.encode(plain(volume), network), shown, known)
+                for volume, known in zip(inputs, extents, strict=True)
+            ),
             strict=True,
         )
         meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
@@ -286,7 +289,7 @@ class VolumeInferer(Inferer):
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
 
         def encode(slices: Sequence[int]) -> Features:
-            return kept_features(self._features(image[..., slices], network), len(slices))
+            return self.encode(image[..., slices], network)
 
         return self.matching.encode(label, encode, self._head(network), partial)
 
@@ -315,11 +318,26 @@ class VolumeInferer(Inferer):
         return names[0] if names else f"organ_{organ}"
 
     @torch.no_grad()
-    def _segment(
-        self, volume: Tensor, network: ALPNet, support: Support, extents: Extents | None
+    def encode(self, volume: Tensor, network: ALPNet) -> Features:
+        """Encode the slices of ``volume (1, H, W, Z)``."""
+        return kept_features(self._features(volume, network), volume.shape[-1])
+
+    @torch.no_grad()
+    def score(
+        self, volume: Tensor, features: Features, support: Support, extents: Extents | None = None
     ) -> tuple[Tensor, Tensor]:
+        """Score a scan that is encoded already.
+
+        Args:
+            volume: The scan, ``(1, H, W, Z)``.
+            features: Its slices, as ``encode`` returns them.
+            support: As ``pool`` returns it.
+            extents: First and last slice of each organ, in the ``"paper"`` protocol.
+
+        Returns:
+            The scores ``(O, H, W, Z)``, and ``(1,)`` what ``explained`` is; see ``__call__``.
+        """
         query = plain(volume)
-        features = kept_features(self._features(query, network), query.shape[-1])
         # Slice by slice into its place: a second copy of a large volume's scores would be all that memory holds.
         scores = query.new_empty(query.shape[-1], len(support.organs), *query.shape[1:3], dtype=torch.float32)
         nearest = []

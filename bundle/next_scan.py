@@ -1,74 +1,103 @@
-"""Which scan to annotate next: the one that best explains all the others. No training, no labels.
+"""Which scan to annotate next. No training, and no labels but those of the annotated scans.
 
-    images -> features of the body (N, D), a sample a scan -> how well each scan explains each other -> a ranking
+    none is annotated yet   some slices of each scan -> how well it explains all others -> the best one first
+    afterwards              some slices of each scan -> confidence in the mask it would get -> the least one first
 
-A scan explains another as far as each of the other's body features has a similar one in it. The next scan to
-annotate is the one that, together with those that are annotated already, explains the remaining ones best (greedy
-facility location). To pick instead what is explained worst was tried and is worse than chance (docs/monai_label.md).
+A scan explains another as far as each of the other's body features has a similar one in it. Afterwards that
+tells no more than chance (docs/annotate_one.md), and what is worth most is the scan whose mask is worst: submitted, it
+is right, and the others are better masks on average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bundle.transforms.slices import to_network
+from bundle.matching import Features, Support
+from bundle.transforms.refinement import organ_quality
+from bundle.transforms.slices import support_slices
+
+GLANCE_SLICES = 12
+"""Slices of a scan that are looked at: 6 MB of features at 256 x 256."""
 
 
-@torch.no_grad()
-def describe_scan(volume: Tensor, encoder: nn.Module, samples: int = 1000, slice_batch: int = 8) -> Tensor:
-    """Sample unit features of a scan's body: where it is brighter than its mean.
+@dataclass(frozen=True)
+class Glance:
+    """Some slices of a scan, spread over it.
+
+    Attributes:
+        features: ``(S, D, h, w)``, in half precision.
+        body: Where the scan is brighter than its mean, ``(S, h, w)``.
+    """
+
+    features: Tensor
+    body: Tensor
+
+
+def glance_at(volume: Tensor, encode: Callable[[Tensor], Features], slices: int = GLANCE_SLICES) -> Glance:
+    """Encode some slices of a scan.
 
     Args:
         volume: A standardized scan, ``(1, H, W, Z)``.
-        encoder: Images ``(B, 3, H, W)`` to features ``(B, D, h, w)``, in eval mode.
-        samples: Features to keep, the same ones whenever the scan is described again.
-        slice_batch: Slices that are encoded at once.
-
-    Returns:
-        ``(N, D)``, ``N`` at most ``samples``.
+        encode: Slices ``(1, H, W, S)`` to features ``(S, D, h, w)``.
+        slices: How many; all of a scan that has fewer.
 
     Raises:
-        ValueError: If no voxel is above 0, which no standardized scan is.
+        ValueError: If no voxel of them is above 0, which no standardized scan is.
     """
-    found = []
-    for start in range(0, volume.shape[-1], slice_batch):
-        images = to_network(volume[..., start : start + slice_batch])
-        features = encoder(images)
-        body = F.interpolate(images[:, :1], size=features.shape[-2:], mode="area")[:, 0] > 0
-        found.append(F.normalize(features.movedim(1, -1)[body], dim=1))
-    features = torch.cat(found)
-    if len(features) == 0:
+    shown = volume[..., sorted(set(support_slices(range(volume.shape[-1]), slices)))]
+    features = torch.stack(list(encode(shown)))
+    body = F.interpolate(shown.movedim(-1, 0), size=features.shape[-2:], mode="area")[:, 0] > 0
+    if not body.any():
         raise ValueError("nothing of the scan is brighter than 0, so it is not standardized.")
+    return Glance(features.half(), body)
+
+
+def rank_by_similarity(glances: Mapping[str, Glance], samples: int = 1000) -> list[tuple[str, float]]:
+    """Rank scans by how well they explain all others, the best one first.
+
+    Args:
+        glances: Of every scan, by name.
+        samples: Body features to compare of each scan, the same ones each time.
+
+    Returns:
+        Name and score of each scan: how similar, on average, the features of the others are to its nearest one; a
+        cosine.
+    """
+    described = {name: _body_features(glance, samples) for name, glance in glances.items()}
+    scores = {
+        name: fmean(
+            float((features @ own.T).amax(dim=1).mean()) for other, features in described.items() if other != name
+        )
+        if len(described) > 1
+        else 1.0
+        for name, own in described.items()
+    }
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def _body_features(glance: Glance, samples: int) -> Tensor:
+    features = F.normalize(glance.features.float().movedim(1, -1)[glance.body], dim=1)
     chosen = torch.randperm(len(features), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
     return features[chosen[:samples].to(features.device)]
 
 
-def rank_scans(descriptions: Mapping[str, Tensor], annotated: Sequence[str] = ()) -> list[tuple[str, float]]:
-    """Rank the scans that are not annotated, the one to annotate next first.
+@torch.no_grad()
+def confidence(glance: Glance, support: Support) -> float:
+    """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
 
-    Args:
-        descriptions: Features ``(N, D)`` of every scan, annotated or not.
-        annotated: Names of those that are.
-
-    Returns:
-        Name and score of each other scan: how similar, on average, the features of the scans that would remain are
-        to the nearest one of the annotated scans and this one; a cosine.
+    It is the mean over the organs of what ``AssessScoresd`` estimates of a whole scan; an organ that is not found
+    counts 0.
     """
-    names = list(descriptions)
-    explained = {
-        (one, other): (descriptions[other] @ descriptions[one].T).amax(dim=1)
-        for one in names
-        for other in names
-        if one != other and other not in annotated
-    }
-    candidates = [name for name in names if name not in annotated]
-    scores = {}
-    for name in candidates:
-        rest = [other for other in candidates if other != name]
-        nearest = [torch.stack([explained[k, other] for k in (*annotated, name)]).amax(dim=0) for other in rest]
-        scores[name] = float(torch.stack([n.mean() for n in nearest]).mean()) if rest else 1.0
-    return sorted(scores.items(), key=lambda item: -item[1])
+    margins = [margin for margin, _ in support.score(glance.features.float(), None)]
+    return fmean(organ_quality(torch.stack(margins, dim=-1)))
+
+
+def rank_by_confidence(confidences: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Rank scans by confidence in their masks, the least one first."""
+    return sorted(confidences.items(), key=lambda item: item[1])

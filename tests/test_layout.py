@@ -36,13 +36,27 @@ ALLOWED = {
     "reports": {"keys", "files", "data", "ranks", "resume", "transforms", "inferers", "visuals"},
     "report_page": {"files"},
     "cases": {"keys", "inferers", "metrics", "ranks", "report_page", "reports", "transforms"},
-    "cross_validation": {"cases", "checks", "data", "files", "report_page", "reports"},
-    "benchmark": {"cases", "checks", "data", "files", "inferers", "keys", "matching", "monai_label", "networks"}
+    "cross_validation": {"cases", "checks", "configs", "data", "files", "report_page", "reports"},
+    "benchmark": {
+        "cases",
+        "checks",
+        "configs",
+        "data",
+        "files",
+        "inferers",
+        "keys",
+        "matching",
+        "monai_label",
+        "networks",
+    }
     | {"reports", "transforms"},
     "prepare": {"checks", "keys", "data", "files", "reports", "transforms"},
     "checks": set(),
+    "configs": set(),
     "export": {"checks", "files", "networks", "prototype_files"},
-    "next_scan": {"transforms"},
+    "next_scan": {"matching", "transforms"},
+    "annotation_order": {"cases", "checks", "configs", "data", "files", "inferers", "keys", "matching"}
+    | {"next_scan", "reports", "transforms"},
     "monai_label": {"keys", "data", "inferers", "next_scan", "transforms"},
     "__main__": set(),
 }

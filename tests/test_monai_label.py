@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 import bundle.monai_label as served
+from bundle.matching import SliceMatching
 from bundle.monai_label import (
     Annotation,
     AnsweringInferer,
@@ -26,6 +28,7 @@ from bundle.monai_label import (
     submitted_annotations,
     unlabeled_scans,
 )
+from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
 from bundle.transforms import AssessScoresd
 
 
@@ -256,28 +259,113 @@ def test_what_is_wrong_with_a_submitted_label_reaches_the_client() -> None:
         AnsweringInferer(Broken())(query, torch.nn.Identity())
 
 
-def test_a_request_for_the_next_scan_is_answered_with_a_ranking(studies: Path) -> None:
-    class Reader:
-        reads = 0
+class Scans:
+    """Reads scans of 16 x 16 x 6 with a bright block; each scan's block is less bright than the one's before it."""
 
-        def read(self, files: dict[str, str]) -> dict[str, torch.Tensor]:
-            self.reads += 1
-            volume = torch.zeros(1, 16, 16, 2)
-            volume[:, 4:9] = {"a": 1.0, "b": 1.1, "c": 5.0}[Path(files["image"]).name[0]]
+    BRIGHT: ClassVar = {"a": 3.0, "b": 2.0, "c": 1.2}
+
+    def __init__(self) -> None:
+        self.read_names: list[str] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def read(self, files: dict[str, str]) -> dict[str, torch.Tensor]:
+        name = Path(files["image"]).name[0]
+        self.read_names.append(name)
+        volume = torch.full((1, 16, 16, 6), 0.5)
+        volume[:, 4:10, 4:10] = self.BRIGHT[name]
+        if "label" not in files:
             return {"image": volume}
+        if not np.asarray(nibabel.load(files["label"]).dataobj).any():
+            raise ValueError("the label map is empty")
+        return {"image": volume, "label": (volume == self.BRIGHT[name]).float()}
 
-    submit(studies, "a", finished())
+
+class Squares(torch.nn.Module):
+    """Encodes brightness as a direction."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([images[:, :1], images[:, :1] ** 2], dim=1)
+
+
+@pytest.fixture
+def ranking_inferer() -> AnsweringInferer:
+    head = PrototypeHead(
+        ForegroundPrototypes(1, 1, 0.5, 1), BackgroundPrototypes(2, 2, 0.5), TopKClassifier(1, scale=10.0)
+    )
+    return AnsweringInferer(Scans(), matching=SliceMatching(), head=head, reader=Scans())
+
+
+def next_scan(studies: Path, inferer: AnsweringInferer, has_default: bool = False) -> dict[str, Any]:
+    """Ask as MONAI Label does; return the answer's JSON."""
     path = str(studies / "b.nii.gz")
-    asked = FindSupportd("image")({"image": path, "image_path": path, "next_scan": True})
-    assert [Path(p).name for p in asked["next_scan"]["annotated"]] == ["a.nii.gz"]
+    asked = FindSupportd("image", has_default)({"image": path, "image_path": path, "next_scan": True})
     carried = CarrySupportd("image")(asked | {"image": MetaTensor(torch.zeros(1, 16, 16, 2))})
     network = torch.nn.Module()
-    network.encoder = torch.nn.Conv2d(3, 4, 1)
-    reader = Reader()
-    inferer = AnsweringInferer([], reader=reader)
-    for _ in range(2):
-        scores = inferer(carried["image"][None], network)
-    assert reader.reads == 3
-    answer = AnswerOfScoresd("pred")(carried | {"pred": scores[0]})["result"]
-    assert sorted(entry["scan"] for entry in answer["next_scan"]) == ["b", "c"]
-    assert bool((scores < 0).all())
+    network.encoder = Squares()
+    scores = inferer(carried["image"][None], network)
+    assert bool((scores < 0).all())  # an empty mask
+    result: dict[str, Any] = AnswerOfScoresd("pred")(carried | {"pred": scores[0]})["result"]
+    return result
+
+
+def test_before_anything_is_annotated_the_next_scan_is_the_one_most_similar_to_all_others(
+    studies: Path, ranking_inferer: AnsweringInferer
+) -> None:
+    answers = [next_scan(studies, ranking_inferer) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert answers[0]["ranked_by"] == "similarity"
+    assert [entry["scan"] for entry in answers[0]["next_scan"]] == ["b", "a", "c"]  # b lies between the others
+    assert ranking_inferer.reader.read_names == ["a", "b", "c"]  # each scan once
+
+
+def test_then_the_next_scan_is_the_one_whose_mask_is_least_sure(
+    studies: Path, ranking_inferer: AnsweringInferer
+) -> None:
+    submit(studies, "a", finished())
+    answer = next_scan(studies, ranking_inferer)
+    assert answer["ranked_by"] == "confidence"
+    assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b"]  # c is nearer to a's background
+    low, high = (entry["score"] for entry in answer["next_scan"])
+    assert 0 <= low < high < 1
+
+
+def test_a_label_that_is_gone_and_a_scan_that_changed_are_noticed(
+    studies: Path, ranking_inferer: AnsweringInferer
+) -> None:
+    label = submit(studies, "a", finished())
+    next_scan(studies, ranking_inferer)
+    label.unlink()
+    os.utime(studies / "b.nii.gz", ns=(0, 0))
+    assert len(next_scan(studies, ranking_inferer)["next_scan"]) == 3
+    assert ranking_inferer.reader.read_names == ["b", "c", "a", "b"]
+    assert len(ranking_inferer._glances) == 3
+
+
+def test_when_every_scan_is_annotated_the_ranking_is_empty(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    for name in ("a", "b", "c"):
+        submit(studies, name, finished())
+    assert next_scan(studies, ranking_inferer)["next_scan"] == []
+
+
+def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_confidence(
+    studies: Path, ranking_inferer: AnsweringInferer
+) -> None:
+    class OneScan(Scans):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return self.read({"image": "a", "label": str(submit(studies.parent / "other", "a", finished()))})
+
+    ranking_inferer.support = OneScan()
+    answer = next_scan(studies, ranking_inferer, has_default=True)
+    assert answer["ranked_by"] == "confidence"
+    assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b", "a"]
+
+
+def test_a_bad_label_is_named_when_the_next_scan_is_asked_for(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    submit(studies, "a", np.zeros((12, 10, 9)))
+    with pytest.raises(ValueError, match="The scans cannot be ranked: the label map is empty"):
+        next_scan(studies, ranking_inferer)

@@ -2,47 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.next_scan import describe_scan, rank_scans
+from bundle.next_scan import Glance, confidence, glance_at, rank_by_confidence, rank_by_similarity
 
 
-def unit(*degrees: float) -> Tensor:
-    angles = torch.deg2rad(torch.tensor(degrees))
-    return torch.stack([angles.cos(), angles.sin()], dim=1)
+def facing(*degrees: float) -> Glance:
+    """Look at a scan of one slice, whose body's features have these directions; the first pixel is no body."""
+    angles = torch.deg2rad(torch.tensor([10.0, *degrees]))
+    features = 3 * torch.stack([angles.cos(), angles.sin()])[None, :, None]
+    return Glance(features.half(), torch.tensor([False] + [True] * len(degrees))[None, None])
+
+
+class Marked:
+    """A support that gives each slice fixed margins."""
+
+    def __init__(self, *margins: Tensor) -> None:
+        self.given = margins
+        self.seen: Sequence[Tensor] = []
+
+    def score(self, features: Sequence[Tensor], extents: None) -> Iterator[tuple[Tensor, Tensor]]:
+        self.seen = features
+        yield from ((margins, margins) for margins in self.given)
 
 
 def test_the_scan_in_the_middle_comes_first() -> None:
-    scans = {"left": unit(0.0), "middle": unit(40.0), "right": unit(80.0)}
-    ranking = rank_scans(scans)
+    ranking = rank_by_similarity({"left": facing(0.0), "middle": facing(40.0), "right": facing(80.0)})
     assert ranking[0][0] == "middle"
-    torch.testing.assert_close(torch.tensor(ranking[0][1]), torch.deg2rad(torch.tensor(40.0)).cos())
+    assert ranking[0][1] == pytest.approx(float(torch.deg2rad(torch.tensor(40.0)).cos()), abs=1e-3)
 
 
-def test_what_is_explained_already_does_not_count() -> None:
-    scans = {"a": unit(0.0), "like a": unit(1.0), "b": unit(90.0), "like b": unit(89.0)}
-    assert rank_scans(scans, annotated=["a"])[0][0] in ("b", "like b")
-    assert [name for name, _ in rank_scans(scans, annotated=["a", "b", "like b"])] == ["like a"]
+def test_a_scan_explains_each_feature_by_the_most_similar_of_its_own() -> None:
+    ranking = dict(rank_by_similarity({"both": facing(0.0, 90.0), "one": facing(0.0), "other": facing(90.0)}))
+    assert ranking["both"] == pytest.approx(1.0, abs=1e-3)
+    assert ranking["one"] == pytest.approx((0.5 + 0.0) / 2, abs=1e-3)
 
 
 def test_an_outlier_comes_last() -> None:
-    scans = {name: unit(angle) for name, angle in (("a", 0.0), ("b", 5.0), ("c", 10.0), ("odd", 170.0))}
-    assert rank_scans(scans)[-1][0] == "odd"
+    scans = {name: facing(angle) for name, angle in (("a", 0.0), ("b", 5.0), ("odd", 170.0), ("c", 10.0))}
+    assert rank_by_similarity(scans)[-1][0] == "odd"
 
 
-def test_a_scan_is_described_by_unit_features_of_its_body_the_same_each_time() -> None:
-    volume = torch.zeros(1, 16, 24, 5)
-    volume[0, 4:8, 4:12] = 2.0
-    encoder = nn.Conv2d(3, 6, 1)
-    one, two = (describe_scan(volume, encoder, samples=50, slice_batch=2) for _ in range(2))
-    assert one.shape == (50, 6)
-    torch.testing.assert_close(one, two)
-    inside = nn.functional.normalize(encoder(torch.full((1, 3, 1, 1), 2.0)).flatten(), dim=0)
-    torch.testing.assert_close(one, inside.expand(50, 6))
+def test_a_ranking_takes_as_many_features_as_it_is_told_the_same_ones_each_time() -> None:
+    scans = {"a": facing(*range(0, 90, 3)), "b": facing(*range(30, 120, 3))}
+    one, two = (rank_by_similarity(scans, samples=4) for _ in range(2))
+    assert one == two != rank_by_similarity(scans)
+
+
+def test_one_scan_or_none_is_a_ranking_too() -> None:
+    assert rank_by_similarity({"a": facing(0.0)}) == [("a", 1.0)]
+    assert rank_by_similarity({}) == []
+
+
+def test_a_glance_encodes_slices_spread_over_the_scan_and_knows_its_body() -> None:
+    volume = torch.full((1, 16, 24, 30), -1.0)
+    volume[0, 4:8, 4:12] = torch.arange(1.0, 31.0)
+    glance = glance_at(volume, lambda slices: nn.functional.avg_pool2d(slices.movedim(-1, 0), 4), slices=5)
+    assert glance.features.dtype == torch.float16
+    assert glance.features[:, 0, 1, 1].tolist() == [4.0, 10.0, 16.0, 22.0, 28.0]  # brightness counts slices from 1
+    body = torch.zeros(5, 4, 6, dtype=torch.bool)
+    body[:, 1, 1:3] = True
+    assert torch.equal(glance.body, body)
+
+
+def test_a_glance_at_a_short_scan_takes_each_slice_once() -> None:
+    volume = torch.arange(1.0, 4.0).expand(1, 16, 16, 3)
+    assert glance_at(volume, lambda slices: slices.movedim(-1, 0)).features[:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0]
 
 
 def test_a_volume_that_is_not_standardized_is_refused() -> None:
     with pytest.raises(ValueError, match="it is not standardized"):
-        describe_scan(torch.full((1, 16, 24, 5), -1.0), nn.Conv2d(3, 6, 1))
+        glance_at(torch.full((1, 16, 24, 5), -1.0), lambda slices: slices.movedim(-1, 0))
+
+
+def test_confidence_is_the_mean_of_the_organs_median_probability_and_0_where_one_is_not_found() -> None:
+    first = torch.tensor([[[2.0, 1.0, -1.0]], [[-3.0, 3.0, -1.0]], [[-1.0, -1.0, -1.0]]])
+    second = torch.tensor([[[4.0, 3.0, -1.0]], [[-3.0, -3.0, -1.0]], [[-1.0, -1.0, -1.0]]])
+    support = Marked(first, second)
+    glance = Glance(torch.zeros(2, 5, 1, 3).half(), torch.ones(2, 1, 3, dtype=torch.bool))
+    both = torch.tensor([3.0, 3.0]).sigmoid()  # the medians of 2, 3, 4 and of 3
+    assert confidence(glance, support) == pytest.approx(float(both.sum()) / 3)  # type: ignore[arg-type]
+    assert isinstance(support.seen, Tensor)
+    assert support.seen.dtype == torch.float32
+
+
+def test_the_scan_whose_mask_is_least_sure_comes_first() -> None:
+    assert rank_by_confidence({"a": 0.8, "b": 0.5, "c": 0.9}) == [("b", 0.5), ("a", 0.8), ("c", 0.9)]

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The bundle's folder, with its configs."""
+from bundle.configs import ROOT
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ def main(settings: dict[str, Any]) -> None:
 
     marks.append(("import bundle", time.time()))
     from bundle import data, inferers, monai_label, networks, reports, transforms  # noqa: F401
-    from bundle.benchmark.configs import parsed
+    from bundle.configs import parsed
 
     marks.append(("config", time.time()))
     parser = parsed(["inference.yaml"], settings["keys"])

@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bundle.benchmark.configs import parsed
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.benchmark.timing import side_by_side
 from bundle.checks import refuse_counts
+from bundle.configs import parsed
 from bundle.inferers import VolumeInferer
 from bundle.matching import Matching, SliceMatching
 from bundle.networks import ALPNet, PrototypeHead, ResNetEncoder, load_network

@@ -13,10 +13,10 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from bundle.benchmark.children import forget_peak, peak_megabytes, run_child
-from bundle.benchmark.configs import parsed
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.checks import refuse_counts
+from bundle.configs import parsed
 
 
 def measure(

@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from bundle.benchmark.children import run_child
-from bundle.benchmark.configs import parsed
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan, write_scan
 from bundle.checks import refuse_counts
+from bundle.configs import parsed
 
 ROADS = {
     "python -m monai.bundle, annotated scan": {"module": "monai.bundle"},

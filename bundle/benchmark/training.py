@@ -13,11 +13,11 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bundle.benchmark.configs import parsed
 from bundle.benchmark.inference import ENCODERS, build_network, refuse_unknown
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import seconds_of
 from bundle.checks import refuse_counts
+from bundle.configs import parsed
 from bundle.keys import IMAGE, SUPPORT_IMAGE
 
 PREFETCHED = 3

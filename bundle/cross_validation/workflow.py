@@ -13,8 +13,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from bundle.checks import refuse_unknown_keys
-
-ROOT = Path(__file__).resolve().parents[2]
+from bundle.configs import ROOT, config_path
 
 PROTOCOLS = ("paper", "volume")
 
@@ -86,7 +85,7 @@ class Workflow:
     ) -> None:
         if untrained and weights_of is not None:
             raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
-        self.files = [str(_config_path(name)) for name in ("train.yaml", *configs)]
+        self.files = [str(config_path(name)) for name in ("train.yaml", *configs)]
         self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
         self.untrained = untrained
         self.weights_of = weights_of
@@ -153,14 +152,6 @@ def _parsed(files: Sequence[str], keys: Mapping[str, Any]) -> ConfigParser:
 
 def _top(key: str) -> str:
     return key.replace("#", "::").split("::")[0]
-
-
-def _config_path(name: str) -> Path:
-    for path in (Path(name), ROOT / "configs" / name, ROOT / "configs" / f"{name}.yaml"):
-        if path.is_file():
-            return path.resolve()
-    known = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-    raise ValueError(f"there is no config {name}. Give a path, or one of {', '.join(known)}.")
 
 
 def _as_words(keys: Mapping[str, Any]) -> list[str]:

@@ -327,16 +327,25 @@ def check_second_bundle(server: Server, truths: dict[str, Path]) -> None:
     claim("and changes nothing of ours", np.array_equal(before, after))
 
 
-def check_next_scan(server: Server, truths: dict[str, Path]) -> None:
+def ranked(server: Server, name: str) -> tuple[list[str], str, float]:
+    """Return the scans in the order to annotate them, what they are ranked by, and seconds."""
+    begin = time.monotonic()
+    answer = server.infer(name, next_scan=True).json()
+    return [entry["scan"] for entry in answer["next_scan"]], answer["ranked_by"], time.monotonic() - begin
+
+
+def check_first_scan(server: Server, truths: dict[str, Path]) -> None:
+    names, by, cold = ranked(server, next(iter(truths)))
+    _, _, seconds = ranked(server, next(iter(truths)))
+    holds = sorted(names) == sorted(truths) and by == "similarity"
+    claim("the scan to annotate first is named", holds, f"{len(names)} scans: first {cold:.1f} s, then {seconds:.1f} s")
+
+
+def check_next_scan(server: Server, truths: dict[str, Path], scores: dict[str, float]) -> None:
     others = list(truths)[1:]
-    begin = time.monotonic()
-    ranking = server.infer(others[0], next_scan=True).json()["next_scan"]
-    cold = time.monotonic() - begin
-    begin = time.monotonic()
-    server.infer(others[0], next_scan=True)
-    named = [entry["scan"] for entry in ranking]
-    claim("the scans to annotate next are ranked", sorted(named) == sorted(others),
-          f"first {cold:.1f} s, then {time.monotonic() - begin:.1f} s")  # fmt: skip
+    names, by, seconds = ranked(server, others[0])
+    detail = f"{seconds:.1f} s; Dice in this order: {', '.join(f'{scores[name]:.2f}' for name in names)}"
+    claim("the scans to annotate next are ranked", sorted(names) == sorted(others) and by == "confidence", detail)
 
 
 def check_batch_and_training(server: Server, truths: dict[str, Path]) -> None:
@@ -381,13 +390,14 @@ def main() -> None:
         claim("the server starts", (seconds := server.start()) < 110, f"{seconds:.0f} s")
         try:
             claim("the model and its labels are listed", server_labels(server)[:1] == ["liver"])
-            check_support(server, truths, organs)
+            check_first_scan(server, truths)
+            scores = check_support(server, truths, organs)
             check_same_as_command(server, truths)
             check_geometry(server, truths)
             check_second_bundle(server, truths)
             check_corrections(server, truths, organs)
             check_refusals(server, truths)
-            check_next_scan(server, truths)
+            check_next_scan(server, truths, scores)
             if not arguments.quick:
                 check_batch_and_training(server, truths)
             claim("the server stops cleanly", server.stop() == 0)
