@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.cases import versions
-from bundle.checks import in_one_sentence, refuse_counts, refuse_unknown_keys
+from bundle.checks import in_one_sentence, refuse_counts, refuse_missing_device, refuse_unknown_keys
 from bundle.configs import config_path, parsed
 from bundle.data import list_scans
 from bundle.data.study import scan_name
@@ -107,6 +107,7 @@ class Annotator:
 
     def __init__(self, parser: ConfigParser, scans: Sequence[Mapping[str, str]]) -> None:
         self.device = torch.device(parser.get_parsed_content("device"))
+        refuse_missing_device(self.device)
         self.network = parser.get_parsed_content("network").eval()
         self.inferer: VolumeInferer = parser.get_parsed_content("inferer")
         self.refine = parser.get_parsed_content("refinement")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import yaml
 
 RUN_ARGUMENTS = {
@@ -84,6 +85,20 @@ def refuse_unknown_keys(argv: Sequence[str] | None = None) -> None:
         _refuse(names - known, known, str(path))
 
 
+def refuse_missing_device(device: Any) -> None:
+    """Raise if there is no such device.
+
+    Raises:
+        ValueError: If it is no name of a device, or a GPU that PyTorch does not see.
+    """
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a name such as cpu or cuda:0, got {device!r}.") from error
+    if wanted.type == "cuda" and (wanted.index or 0) >= (seen := torch.cuda.device_count()):
+        raise ValueError(f"device {device} is not there: PyTorch sees {seen} GPUs. Use --device cpu.")
+
+
 def switch(value: bool | str) -> bool:
     """Return a switch of a config, which may come from the command line as a word.
 
@@ -103,9 +118,8 @@ def switch(value: bool | str) -> bool:
 def explain_errors() -> None:
     """From now on, let a bundle command that fails over its input end in one sentence instead of pages of traceback.
 
-    MONAI wraps errors several times; this shows the first cause. Programming errors keep their traceback, and so
-    does everything if the environment sets ``MONAI_DEBUG``. The exit code stays 1. Of several processes, the one is
-    named.
+    Programming errors keep their traceback, and so does everything if the environment sets ``MONAI_DEBUG``. The exit
+    code stays 1. Of several processes, the one is named.
     """
     if _is_command():
         sys.excepthook = _explain
@@ -121,12 +135,39 @@ def in_one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except (*EXPLAINED_ERRORS, OSError) as error:
-        if os.environ.get("MONAI_DEBUG"):
-            raise
-        sys.exit(f"error: {error}\n(MONAI_DEBUG=1 shows where it came from)")
     except KeyboardInterrupt:
         sys.exit("stopped. Give the same command again to go on.")
+    except (*EXPLAINED_ERRORS, OSError, ImportError, RuntimeError) as error:
+        sentence = str(error) if isinstance(error, OSError) else sentence_of(error)
+        if sentence is None or os.environ.get("MONAI_DEBUG"):
+            raise
+        sys.exit(f"error: {sentence}\n(MONAI_DEBUG=1 shows where it came from)")
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """Return what a user should read of an error: the words of the bundle, or a wrong part of a config.
+
+    MONAI wraps errors several times; this is the first cause. ``None``: a mistake in the program.
+    """
+    first: BaseException | None = error
+    while first is not None and not isinstance(first, EXPLAINED_ERRORS):
+        if mistake := _config_mistake(first):
+            return mistake
+        first = first.__cause__
+    return None if first is None else str(first)
+
+
+def _config_mistake(error: BaseException) -> str | None:
+    """Say what is wrong with a part of a config: its ``_target_`` is not there, or does not take what it is given."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) and text.startswith("Cannot locate class"):
+        return f"{text} Mend the _target_ in the config."
+    found = re.match(r"Failed to instantiate component '([\w.]+)'", text)
+    cause = error.__cause__
+    # Below its own line the component has started, and the mistake is not the config's.
+    if not found or not isinstance(cause, TypeError) or cause.__traceback__ is None or cause.__traceback__.tb_next:
+        return None
+    return f"the config's {found.group(1)} cannot be made: {cause}."
 
 
 def _is_command() -> bool:
@@ -135,15 +176,12 @@ def _is_command() -> bool:
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # MONAI wraps in RuntimeErrors; below the first error of another kind lies only what that one explains.
-    first = error
-    while first.__cause__ is not None and not isinstance(first, EXPLAINED_ERRORS):
-        first = first.__cause__
-    if os.environ.get("MONAI_DEBUG") or not isinstance(first, EXPLAINED_ERRORS):
+    sentence = sentence_of(error)
+    if sentence is None or os.environ.get("MONAI_DEBUG"):
         sys.__excepthook__(kind, error, trace)
     else:
         place = f" in process {os.environ['RANK']}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"\nerror{place}: {first}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)
+        print(f"\nerror{place}: {sentence}\n(MONAI_DEBUG=1 shows where it came from)", file=sys.stderr)
 
 
 def _refuse(unknown: Iterable[str], known: Iterable[str], place: str) -> None:

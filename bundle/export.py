@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.jit.frontend import FrontendError
 
 import bundle
-from bundle.checks import EXPLAINED_ERRORS, in_one_sentence
+from bundle.checks import in_one_sentence
 from bundle.files import written_whole
 from bundle.networks import CosineClassifier, PrototypeHead, load_network
 from bundle.networks.alpnet import upsample
@@ -183,8 +183,8 @@ def export(part: str, output: str | Path, form: str = "onnx", parser: ConfigPars
     _refuse_other("the part", part, PARTS)
     path = _checked_output(output, form)
     parser = read_configs() if parser is None else parser
-    load_network(_parsed(parser, "network_def"), _parsed(parser, "checkpoint"))
-    module: Part = _parsed(parser, f"{part}_def").eval()
+    load_network(parser.get_parsed_content("network_def"), parser.get_parsed_content("checkpoint"))
+    module: Part = parser.get_parsed_content(f"{part}_def").eval()
     with torch.no_grad():
         content, run = CONVERTERS[form](module, description(part, module, parser))
         difference = _checked_difference(module, run)
@@ -222,12 +222,12 @@ def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]
 
     ``encoder`` and ``preprocessing`` are what files of prototypes tell, too: they fit where both are equal.
     """
-    preprocessing = settings_of(_parsed(parser, "export_preprocessing"))
+    preprocessing = settings_of(parser.get_parsed_content("export_preprocessing"))
     return {
         "name": f"SSL-ALPNet {part}",
         "version": bundle.__version__,
         "orientation": preprocessing["orientation"] or "as acquired",
-        "normalization": normalization(_parsed(parser, "statistics_file")),
+        "normalization": normalization(parser.get_parsed_content("statistics_file")),
         "channels": "the slice, three times",
         "encoder": fingerprint(module.encoder),
         "preprocessing": preprocessing,
@@ -359,19 +359,6 @@ def _checked_output(output: str | Path, form: str) -> Path:
 def _refuse_other(what: str, value: Any, known: Iterable[str]) -> None:
     if value not in known:
         raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}.")
-
-
-def _parsed(parser: ConfigParser, name: str) -> Any:
-    """Build a part of the config; what is wrong with a user's input is said as it was first said."""
-    try:
-        return parser.get_parsed_content(name)
-    except RuntimeError as error:  # MONAI wraps others in it
-        first: BaseException | None = error
-        while first is not None and not isinstance(first, EXPLAINED_ERRORS):
-            first = first.__cause__
-        if first is None:
-            raise
-        raise ValueError(str(first)) from error
 
 
 def _export_command(

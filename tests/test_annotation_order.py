@@ -163,6 +163,12 @@ def test_a_wrong_word_is_said_before_any_work(
     assert not (tmp_path / "order").exists()
 
 
+def test_a_device_that_is_not_there_is_said(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="device cuda:0 is not there"):
+        annotation_order(str(study), str(tmp_path / "order"), annotated=2, device="cuda:0")
+
+
 def test_a_file_in_place_of_the_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
     (tmp_path / "order").write_text("mine")
     with pytest.raises(ValueError, match=r"is a file\. Give a folder"):

@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
-from bundle.checks import explain_errors, in_one_sentence, refuse_counts, refuse_unknown_keys, switch
+from bundle.checks import (
+    explain_errors,
+    in_one_sentence,
+    refuse_counts,
+    refuse_missing_device,
+    refuse_unknown_keys,
+    sentence_of,
+    switch,
+)
 from bundle.data.loading import ScanError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -245,6 +255,69 @@ def test_the_words_of_the_bundle_are_shown_and_not_what_they_explain(capsys: pyt
     assert "error: the cache folder cannot be written to" in capsys.readouterr().err
 
 
+def failed(config: dict[str, Any]) -> BaseException:
+    """Return what MONAI raises over a part of a config."""
+    with pytest.raises((RuntimeError, ImportError)) as caught:
+        ConfigParser({"part": config}).get_parsed_content("part")
+    return caught.value
+
+
+def test_a_key_that_a_part_of_the_config_does_not_take_is_said() -> None:
+    error = failed({"_target_": "bundle.matching.SliceMatching", "slicez": 3})
+    assert sentence_of(error) == (
+        "the config's bundle.matching.SliceMatching cannot be made: "
+        "SliceMatching.__init__() got an unexpected keyword argument 'slicez'."
+    )
+
+
+def test_a_key_that_a_part_of_the_config_lacks_is_said() -> None:
+    error = failed({"_target_": "bundle.transforms.RestoreGridd"})
+    assert "missing 1 required positional argument: 'keys'" in (sentence_of(error) or "")
+
+
+def test_a_part_of_the_config_that_does_not_exist_is_said() -> None:
+    error = failed({"_target_": "bundle.networks.Nope"})
+    assert sentence_of(error) == (
+        "Cannot locate class or function path: 'bundle.networks.Nope'. Mend the _target_ in the config."
+    )
+
+
+def test_a_wrong_value_in_a_config_is_said_in_the_words_of_the_part() -> None:
+    error = failed({"_target_": "bundle.matching.SliceMatching", "slices": 0})
+    assert sentence_of(error) == "slices, grid and annotated_slices must be at least 1, got {'slices': 0}."
+
+
+def broken_inside() -> None:
+    len(3)  # type: ignore[arg-type]
+
+
+def test_a_mistake_inside_a_part_of_the_config_is_the_programs() -> None:
+    assert sentence_of(failed({"_target_": f"{__name__}.broken_inside"})) is None
+    assert sentence_of(ModuleNotFoundError("No module named 'nope'")) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cpux", "device must be a name such as cpu or cuda:0, got 'cpux'"),
+        (None, "device must be a name such as cpu or cuda:0, got None"),
+        ("cuda", None),
+        ("cuda:1", None),
+        ("cuda:2", "device cuda:2 is not there: PyTorch sees 2 GPUs. Use --device cpu"),
+        (torch.device("cpu"), None),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    device: Any, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if message is None:
+        refuse_missing_device(device)
+        return
+    with pytest.raises(ValueError, match=message):
+        refuse_missing_device(device)
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
 def test_counts_below_one_or_not_whole_are_refused(count: Any) -> None:
     with pytest.raises(ValueError, match="epoch_length must be a whole number of at least 1"):
@@ -257,8 +330,11 @@ def test_a_command_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         raise FileNotFoundError("no folder")
     with pytest.raises(SystemExit, match="stopped"), in_one_sentence():
         raise KeyboardInterrupt
-    with pytest.raises(TypeError), in_one_sentence():
-        raise TypeError("a mistake of ours")
+    with pytest.raises(SystemExit, match="error: slices, grid and annotated_slices must be"), in_one_sentence():
+        raise failed({"_target_": "bundle.matching.SliceMatching", "slices": 0})
+    for mistake in (TypeError("a mistake of ours"), RuntimeError("of ours"), ImportError("of ours")):
+        with pytest.raises(type(mistake)), in_one_sentence():
+            raise mistake
     monkeypatch.setenv("MONAI_DEBUG", "1")
     with pytest.raises(ValueError, match="wrong"), in_one_sentence():
         raise ValueError("wrong")

@@ -28,7 +28,7 @@ from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results
 from bundle.benchmark.results import Result
-from bundle.checks import in_one_sentence, refuse_counts, switch
+from bundle.checks import in_one_sentence, refuse_counts, refuse_missing_device, switch
 
 Numbers = int | Sequence[int] | None
 Names = str | Sequence[str] | None
@@ -43,7 +43,7 @@ class Benchmark:
 
     Args:
         output_dir: Where results.csv, table.md and plot.png go.
-        device: cpu or cuda.
+        device: Such as cpu or cuda:0.
         threads: Threads of the arithmetic; as many as PyTorch takes if not said.
         seed: Of scans and weights.
         repeats: Rounds that count.
@@ -72,7 +72,8 @@ class Benchmark:
         self._folder = Path(output_dir)
         if self._folder.exists() and not self._folder.is_dir():
             raise ValueError(f"output_dir {self._folder} is a file. Give a folder.")
-        self._device = _checked_device(device)
+        refuse_missing_device(device)
+        self._device = str(device)
         torch.set_num_threads(self._threads)
 
     def inference(
@@ -190,14 +191,6 @@ class Benchmark:
     def _write(self, results: Sequence[Result]) -> None:
         text = write_results(results, about(self._seed, self._device), self._folder)
         print(f"{text}\nresults.csv, table.md and plot.png in {self._folder}", flush=True)
-
-
-def _checked_device(device: str) -> str:
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda needs a GPU that PyTorch can use, and there is none. Use --device cpu.")
-    return device
 
 
 def _numbers(name: str, given: Numbers, default: Sequence[int]) -> list[int]:

@@ -136,7 +136,7 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("all --threads 0", "threads must be a whole number"),
         ("all --seed -1", "seed must be a whole number from 0, got -1"),
         ("all --seed True", "seed must be a whole number from 0, got True"),
-        ("all --device tpu", "device must be cpu or cuda, got 'tpu'"),
+        ("all --device tpu", "device must be a name such as cpu or cuda:0, got 'tpu'"),
         ("all --quick maybe", "must be true or false"),
     ],
 )
@@ -146,8 +146,8 @@ def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, me
 
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device cuda needs a GPU that PyTorch can use"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="device cuda is not there: PyTorch sees 0 GPUs"):
         Benchmark(device="cuda", threads=1)
 
 
