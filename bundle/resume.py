@@ -32,8 +32,8 @@ class Resumption:
     """An inference that may go on where it was stopped: scans whose mask is finished are not segmented again.
 
     ``made_with.json`` beside the masks tells all that decides how they look, and the header of each mask
-    (``descrip``) has its hash. A mask with another one is of an earlier run, and is made anew. A mask is written beside
-    its place and renamed, so it is finished or absent.
+    (``descrip``) has its hash. A mask with another one is of an earlier run, and is made anew, as is one that is older
+    than its scan. A mask is written beside its place and renamed, so it is finished or absent.
 
     Args:
         scans: The scans' files, all of them.
@@ -62,7 +62,7 @@ class Resumption:
         self.finished: list[str] = []
         if resume:
             self._refuse_changes()
-            self.finished = ranks.from_first([name for name in self.names if self._is_finished(name)])
+            self.finished = ranks.from_first([scan_name(scan["image"]) for scan in scans if self._is_finished(scan)])
             if ranks.is_first():
                 print(f"resumed: {len(self.finished)} of {len(scans)} masks are there already", flush=True)
         finished = set(self.finished)
@@ -92,9 +92,12 @@ class Resumption:
                 "output_dir, or set resume to false, which makes all masks anew."
             )
 
-    def _is_finished(self, name: str) -> bool:
+    def _is_finished(self, scan: Scan) -> bool:
+        image, path = Path(scan["image"]), self.folder / f"{scan_name(scan['image'])}.nii.gz"
         try:
-            mask = cast("nibabel.Nifti1Image", nibabel.load(self.folder / f"{name}.nii.gz"))
+            if image.exists() and image.stat().st_mtime > path.stat().st_mtime:
+                return False  # the scan was replaced since
+            mask = cast("nibabel.Nifti1Image", nibabel.load(path))
         except (FileNotFoundError, ImageFileError, EOFError):
             return False
         return bool(mask.header["descrip"].item() == self.description.encode())

@@ -107,6 +107,18 @@ def test_a_file_that_is_no_mask_is_made_anew(tmp_path: Path, content: bytes | No
     assert begun(tmp_path, resume=True).pending == SCANS
 
 
+def test_a_mask_that_is_older_than_its_scan_is_made_anew(tmp_path: Path) -> None:
+    scans = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in ("scan_2", "scan_10")]
+    for scan in scans:
+        Path(scan["image"]).write_bytes(b"a scan")
+    begun_here = Resumption(scans, tmp_path / "masks", settings=SETTINGS)
+    segment(tmp_path / "masks", {"scan_2": 20, "scan_10": 30}, begun_here)
+    made = (tmp_path / "masks" / "scan_2.nii.gz").stat().st_mtime
+    os.utime(scans[0]["image"], (made - 5, made - 5))
+    os.utime(scans[1]["image"], (made + 5, made + 5))  # replaced
+    assert Resumption(scans, tmp_path / "masks", resume=True, settings=SETTINGS).pending == [scans[1]]
+
+
 def test_what_is_half_written_is_not_finished(tmp_path: Path) -> None:
     segment(tmp_path, {"scan_2": 20}, begun(tmp_path))
     os.rename(tmp_path / "scan_2.nii.gz", tmp_path / ".tmp-scan_2.nii.gz")
