@@ -17,7 +17,12 @@ if sys.modules["transformers"] is None:
     del sys.modules["transformers"]
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {"training": "train.yaml", "inference": "inference.yaml", "encoding": "inference.yaml"}
+CONFIGS = {
+    "training": "train.yaml",
+    "inference": "inference.yaml",
+    "encoding": "inference.yaml",
+    "ranking": "inference.yaml",
+}
 
 
 class Workflows:
@@ -38,6 +43,10 @@ class Workflows:
     def encoding(self, data: str | None = None, **keys: Any) -> None:
         """Write what annotated scans tell to a file of prototypes; see configs/inference.yaml for the keys."""
         _run("encoding", data, keys)
+
+    def ranking(self, data: str | None = None, **keys: Any) -> None:
+        """Say which scan to annotate first, or next; see configs/inference.yaml for the keys."""
+        _run("ranking", data, keys)
 
 
 def _run(workflow: str, data: str | None, keys: dict[str, Any]) -> None:

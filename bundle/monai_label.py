@@ -20,12 +20,11 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
-from tqdm import tqdm
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
 from bundle.inferers import VolumeInferer
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
-from bundle.next_scan import Glance, confidence, glance_at, rank_by_confidence, rank_by_similarity
+from bundle.next_scan import Ranking, ScanRanker
 from bundle.transforms.masks import organ_ids_of, plain
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
@@ -90,7 +89,7 @@ class FindSupportd(MapTransform):
             result[NEXT] = {
                 "scans": _all_scans(),
                 "support": [_entry(a, spare) for a in known],
-                "has_default": self.has_default,
+                "has_support": self.has_default,
             }
             return result
         if data.get(SUPPORT):
@@ -161,15 +160,14 @@ class AnsweringInferer(VolumeInferer):
 
     def __init__(self, *args: Any, reader: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.reader = reader
-        self._glances: dict[tuple[str, int, Hashable], Glance] = {}
+        self.ranker = ScanRanker(self, reader)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> MetaTensor:
         """Score every organ; see ``VolumeInferer``."""
         meta = dict(getattr(inputs, "meta", {}))
         try:
             if meta.get(NEXT):
-                meta[NEXT] = self._rank(network, inputs.device, **meta[NEXT])
+                meta[NEXT] = self.ranker.rank(network, inputs.device, **meta[NEXT])
                 return MetaTensor(torch.full_like(plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
             return super().__call__(inputs, network, *args, **kwargs)
         except ValueError as error:
@@ -178,36 +176,6 @@ class AnsweringInferer(VolumeInferer):
             if SUPPORT not in meta:
                 raise
             refuse(f"An annotated scan cannot be used: {error}")
-
-    def _rank(
-        self,
-        network: Any,
-        device: torch.device,
-        scans: Sequence[str],
-        support: Sequence[Mapping[str, Any]],
-        has_default: bool,
-    ) -> dict[str, Any]:
-        """Rank the scans that are not annotated, by confidence in their masks as soon as one is annotated."""
-        left = [path for path in scans if not any(Path(path).samefile(known[IMAGE]) for known in support)]
-        glances = self._looked_at(left, network, device)
-        if support or has_default:
-            shown = self.pool(network, device, support)
-            values = {path: confidence(glance, shown) for path, glance in tqdm(glances.items(), desc="ranking")}
-            ranked_by, ranking = "confidence", rank_by_confidence(values)
-        else:
-            ranked_by, ranking = "similarity", rank_by_similarity(glances)
-        named = [{"scan": scan_name(path), "score": round(value, 4)} for path, value in ranking]
-        return {NEXT: named, "ranked_by": ranked_by}
-
-    def _looked_at(self, scans: Sequence[str], network: Any, device: torch.device) -> dict[str, Glance]:
-        """Look at some slices of each scan: once, until its file or the weights change."""
-        version = self.version_of(network)
-        keys = {path: (path, os.stat(path).st_mtime_ns, version) for path in scans}
-        self._glances = {key: glance for key, glance in self._glances.items() if key in keys.values()}
-        for path in tqdm([path for path, key in keys.items() if key not in self._glances], desc="looking at scans"):
-            volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
-            self._glances[keys[path]] = glance_at(volume, lambda slices: self.encode(slices, network))
-        return {path: self._glances[key] for path, key in keys.items()}
 
 
 class AnswerOfScoresd(MapTransform):
@@ -230,7 +198,7 @@ class AnswerOfScoresd(MapTransform):
         if "image_path" in data:
             for key in self.key_iterator(data):
                 ranking = data[key].meta.get(NEXT)
-                answer = _answer(data[key], data.get(FOUND) or []) if ranking is None else ranking
+                answer = _answer(data[key], data.get(FOUND) or []) if ranking is None else _order(ranking)
                 result["result"] = dict(data.get("result") or {}) | answer
         return result
 
@@ -244,6 +212,11 @@ def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str,
         "explained": round(float(scores.meta[EXPLAINED].flatten()[0]), 4),
         "renamed": {names.get(v, str(v)): k for entry in found for k, v in (entry.get("renamed") or {}).items()},
     }
+
+
+def _order(ranking: Ranking) -> dict[str, Any]:
+    named = [{"scan": name, "score": round(score, 4)} for name, score in ranking.scans]
+    return {NEXT: named, "ranked_by": ranking.by}
 
 
 class AnswerOfLabeld(MapTransform):

@@ -10,15 +10,24 @@ is right, and the others are better masks on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from bundle.data.study import scan_name
+from bundle.files import written_whole
+from bundle.inferers import VolumeInferer
+from bundle.keys import IMAGE
 from bundle.matching import Features, Support
+from bundle.transforms.masks import plain
 from bundle.transforms.refinement import organ_quality
 from bundle.transforms.slices import support_slices
 
@@ -101,3 +110,81 @@ def confidence(glance: Glance, support: Support) -> float:
 def rank_by_confidence(confidences: Mapping[str, float]) -> list[tuple[str, float]]:
     """Rank scans by confidence in their masks, the least one first."""
     return sorted(confidences.items(), key=lambda item: item[1])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scans in the order to annotate them.
+
+    Attributes:
+        by: ``"similarity"`` to all others, most first, or ``"confidence"`` in their masks, least first.
+        scans: Name and score of each.
+    """
+
+    by: Literal["similarity", "confidence"]
+    scans: list[tuple[str, float]]
+
+
+class ScanRanker:
+    """Ranks scans for annotation; it remembers what it saw of each, until the file or the weights change.
+
+    Args:
+        inferer: Encodes, and knows what the annotated scans tell.
+        reader: A ``ScanDataset`` that reads scans without labels.
+    """
+
+    def __init__(self, inferer: VolumeInferer, reader: Any) -> None:
+        self.inferer = inferer
+        self.reader = reader
+        self._glances: dict[tuple[str, int, Hashable], Glance] = {}
+
+    def rank(
+        self,
+        network: Any,
+        device: torch.device,
+        scans: Sequence[str],
+        support: Sequence[Mapping[str, Any]] = (),
+        has_support: bool = False,
+    ) -> Ranking:
+        """Rank scans: by confidence in their masks as soon as one is annotated.
+
+        Args:
+            network: The trained network, in eval mode.
+            device: Where to compute.
+            scans: Their files; those of ``support`` are left out.
+            support: Annotated scans, as ``VolumeInferer.pool`` takes them.
+            has_support: Whether, without these, the inferer has some of its own.
+
+        Raises:
+            ValueError: If a scan, or an annotated one, cannot be used.
+        """
+        left = [path for path in scans if not any(Path(path).samefile(known[IMAGE]) for known in support)]
+        glances = self._looked_at(left, network, device)
+        if not (support or has_support):
+            return Ranking("similarity", rank_by_similarity(glances))
+        shown = self.inferer.pool(network, device, support)
+        values = {name: confidence(glance, shown) for name, glance in tqdm(glances.items(), desc="ranking")}
+        return Ranking("confidence", rank_by_confidence(values))
+
+    def _looked_at(self, scans: Sequence[str], network: Any, device: torch.device) -> dict[str, Glance]:
+        """Look at some slices of each scan."""
+        version = self.inferer.version_of(network)
+        keys = {path: (path, os.stat(path).st_mtime_ns, version) for path in scans}
+        self._glances = {key: glance for key, glance in self._glances.items() if key in keys.values()}
+        for path in tqdm([path for path, key in keys.items() if key not in self._glances], desc="looking at scans"):
+            volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
+            self._glances[keys[path]] = glance_at(volume, lambda slices: self.inferer.encode(slices, network))
+        return {scan_name(path): self._glances[key] for path, key in keys.items()}
+
+
+def report_ranking(ranking: Ranking, path: str | Path) -> None:
+    """Print the scans in the order to annotate them, and write them to a CSV file."""
+    told = {
+        "similarity": "None is annotated yet. First comes the scan that is most similar to all others:",
+        "confidence": "First comes the scan whose mask is least sure:",
+    }
+    lines = [f"{score:.4f},{name}" for name, score in ranking.scans]
+    with written_whole(Path(path)) as unfinished:
+        unfinished.write_text("\n".join([f"{ranking.by},scan", *lines]) + "\n")
+    print("\n".join([told[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
+    print(f"all of them: {path}", flush=True)

@@ -317,7 +317,7 @@ def test_before_anything_is_annotated_the_next_scan_is_the_one_most_similar_to_a
     assert answers[0] == answers[1]
     assert answers[0]["ranked_by"] == "similarity"
     assert [entry["scan"] for entry in answers[0]["next_scan"]] == ["b", "a", "c"]  # b lies between the others
-    assert ranking_inferer.reader.read_names == ["a", "b", "c"]  # each scan once
+    assert ranking_inferer.ranker.reader.read_names == ["a", "b", "c"]  # each scan once
 
 
 def test_then_the_next_scan_is_the_one_whose_mask_is_least_sure(
@@ -339,8 +339,8 @@ def test_a_label_that_is_gone_and_a_scan_that_changed_are_noticed(
     label.unlink()
     os.utime(studies / "b.nii.gz", ns=(0, 0))
     assert len(next_scan(studies, ranking_inferer)["next_scan"]) == 3
-    assert ranking_inferer.reader.read_names == ["b", "c", "a", "b"]
-    assert len(ranking_inferer._glances) == 3
+    assert ranking_inferer.ranker.reader.read_names == ["b", "c", "a", "b"]
+    assert len(ranking_inferer.ranker._glances) == 3
 
 
 def test_when_every_scan_is_annotated_the_ranking_is_empty(studies: Path, ranking_inferer: AnsweringInferer) -> None:

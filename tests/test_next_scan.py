@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.next_scan import Glance, confidence, glance_at, rank_by_confidence, rank_by_similarity
+from bundle.next_scan import (
+    Glance,
+    Ranking,
+    confidence,
+    glance_at,
+    rank_by_confidence,
+    rank_by_similarity,
+    report_ranking,
+)
 
 
 def facing(*degrees: float) -> Glance:
@@ -92,3 +101,17 @@ def test_confidence_is_the_mean_of_the_organs_median_probability_and_0_where_one
 
 def test_the_scan_whose_mask_is_least_sure_comes_first() -> None:
     assert rank_by_confidence({"a": 0.8, "b": 0.5, "c": 0.9}) == [("b", 0.5), ("a", 0.8), ("c", 0.9)]
+
+
+def test_a_ranking_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results" / "next_scan.csv"
+    report_ranking(Ranking("confidence", [("scan 7", 0.51234), ("scan 2", 0.9)]), path)
+    assert path.read_text() == "confidence,scan\n0.5123,scan 7\n0.9000,scan 2\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "First comes the scan whose mask is least sure:",
+        "  scan 7  0.512",
+        "  scan 2  0.900",
+        f"all of them: {path}",
+    ]
+    report_ranking(Ranking("similarity", []), path)
+    assert path.read_text() == "similarity,scan\n"

@@ -338,6 +338,23 @@ def test_a_file_of_prototypes_stands_for_the_annotated_scan(trained: Path, tmp_p
         assert not (tmp_path / name / "masks").exists()
 
 
+def test_scans_are_ranked_for_annotation_first_without_and_then_with_an_annotated_one(
+    trained: Path, tmp_path: Path
+) -> None:
+    keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")}
+    lines = {}
+    for name, support in (("first", {}), ("next", support_of(trained))):
+        words = [f"--{key}={value}" for key, value in (keys | support | {"output_dir": str(tmp_path / name)}).items()]
+        done = run_command("bundle", "ranking", "--data=smoke", *words)
+        assert done.returncode == 0, done.stderr
+        lines[name] = (tmp_path / name / "next_scan.csv").read_text().splitlines()
+    scans = {path.name.removesuffix(".nii.gz") for path in (trained / "phantom" / "images").iterdir()}
+    assert [lines["first"][0], lines["next"][0]] == ["similarity,scan", "confidence,scan"]
+    assert {line.split(",")[1] for line in lines["first"][1:]} == scans
+    assert {line.split(",")[1] for line in lines["next"][1:]} == scans - {"phantom_02"}
+    assert not (tmp_path / "next" / "masks").exists()
+
+
 def assert_equal_masks(one: Path, other: Path) -> None:
     masks = [nibabel.load(folder / "masks" / "phantom_03.nii.gz").get_fdata() for folder in (one, other)]
     np.testing.assert_array_equal(*masks)
@@ -348,6 +365,7 @@ def assert_equal_masks(one: Path, other: Path) -> None:
     ("change", "message"),
     [
         ({"support_label": None}, "support_image and support_label must name as many files"),
+        ({"support_label": None, "support_image": None}, "no annotated scan was given"),
         ({"support_image": "none.nii.gz"}, "none.nii.gz: there is no such image file"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
         ({"organs": {"heart": 9}}, r"heart \(id 9\) has no voxel"),
