@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import logging
 import os
 import re
 import sys
@@ -123,8 +124,7 @@ def explain_errors() -> None:
     """
     if _is_command():
         sys.excepthook = _explain
-        # MONAI tells for every file that it has no GPU decoder for DICOM.
-        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        _quiet_decoders()
 
 
 @contextmanager
@@ -133,6 +133,7 @@ def in_one_sentence() -> Iterator[None]:
 
     ``MONAI_DEBUG`` shows the traceback.
     """
+    _quiet_decoders()
     try:
         yield
     except KeyboardInterrupt:
@@ -142,6 +143,12 @@ def in_one_sentence() -> Iterator[None]:
         if sentence is None or os.environ.get("MONAI_DEBUG"):
             raise
         sys.exit(f"error: {sentence}\n(MONAI_DEBUG=1 shows where it came from)")
+
+
+def _quiet_decoders() -> None:
+    """Keep MONAI from telling for every file that a GPU decoder of DICOM is not there."""
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 def sentence_of(error: BaseException) -> str | None:

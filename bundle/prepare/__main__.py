@@ -15,9 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,14 +152,7 @@ def main(words: Sequence[str]) -> None:
         if "--help" in options or "-h" in options:
             print(inspect.getdoc(COMMANDS[name]))
             return
-        _quiet_monai()
         fire.Fire(COMMANDS[name], command=options, name=f"bundle.prepare {name}")
-
-
-def _quiet_monai() -> None:
-    """Keep MONAI from telling for every file that a GPU decoder of DICOM is not there."""
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 def _run(source: Source, recipe: Recipe, target: Any, unlabeled: Any) -> None:
