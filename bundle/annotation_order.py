@@ -4,7 +4,7 @@ Scans whose label maps are all there play an annotator: one scan after the other
 and in random ones, and after each all the rest is segmented anew and compared.
 
 <output_dir>/cases.csv    Dice of every scan that is not annotated yet, after each annotation, in each order
-<output_dir>/table.md     means, and how many scans each way needs for the same Dice
+<output_dir>/table.md     means, and how many scans random orders need for the same Dice
 <output_dir>/curves.png   the means, against the number of annotated scans
 """
 
@@ -248,19 +248,20 @@ def _rows(steps: Sequence[Step]) -> list[list[str]]:
 
 
 def _table(steps: Sequence[Step], about: Mapping[str, str]) -> str:
-    """Return a table for each measure, with what a random order needs as many scans for."""
+    """Return a table for each measure, with how many scans random orders need for the suggested one's Dice."""
     order = next(step.annotated for step in reversed(steps) if step.order == SUGGESTED)
     lines = ["# Order of annotation", "", *(f"- {name}: {value}" for name, value in {**about, **versions()}.items())]
     lines += [f"- suggested order: {', '.join(order)}"]
     for title, measure in MEASURES.values():
         suggested, others = _curves(steps, measure)
+        columns = list(zip(*others, strict=True))
+        means = [fmean(column) for column in columns]
         lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines += ["| annotated scans | suggested | random, mean | least | most | suggested needs for that mean |"]
+        lines += ["| annotated scans | suggested | random, mean | least | most | random needs as many |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
-        for number, (value, column) in enumerate(zip(suggested, zip(*others, strict=True), strict=True), start=1):
-            scans = needed(suggested, fmean(column)) or f"more than {len(suggested)}"
-            spread = f"{fmean(column):.3f} | {min(column):.3f} | {max(column):.3f}"
-            lines += [f"| {number} | {value:.3f} | {spread} | {scans} |"]
+        for number, (value, mean, column) in enumerate(zip(suggested, means, columns, strict=True), start=1):
+            scans = needed(means, value) or f"more than {len(means)}"
+            lines += [f"| {number} | {value:.3f} | {mean:.3f} | {min(column):.3f} | {max(column):.3f} | {scans} |"]
     return "\n".join(lines) + "\n"
 
 

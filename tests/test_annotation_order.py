@@ -23,6 +23,7 @@ from bundle.annotation_order import (
     simulate,
     suggested_order,
 )
+from bundle.annotation_order import _table as annotation_order_table
 from bundle.configs import parsed
 from bundle.data import list_scans
 from bundle.data.phantoms import write_phantom_study
@@ -81,6 +82,24 @@ def test_every_order_is_followed_scan_by_scan() -> None:
     assert steps[0].dice == {"a": pytest.approx(0.1), "b": 0.2, "c": pytest.approx(0.3), "d": 0.4}
     assert steps == simulate(fixed, 3, 2, seed=5)
     assert steps != simulate(fixed, 3, 2, seed=6)
+
+
+def test_the_table_counts_the_scans_that_random_orders_need_for_the_same_dice() -> None:
+    curves = {SUGGESTED: [0.6, 0.8], "random 1": [0.5, 0.7], "random 2": [0.3, 0.5]}
+    names = "abcd"
+    steps = [
+        Step(order, tuple(names[: n + 1]), {"x": dice, "y": dice})
+        for order, curve in curves.items()
+        for n, dice in enumerate(curve)
+    ]
+    text = annotation_order_table(steps, {"command": "this"})
+    assert "- suggested order: a, b" in text
+    rest = text.split("## ")[1].splitlines()
+    assert rest[0] == "Mean Dice of the scans that are not annotated"
+    assert rest[4:6] == [
+        "| 1 | 0.600 | 0.400 | 0.300 | 0.500 | 2 |",
+        "| 2 | 0.800 | 0.600 | 0.500 | 0.700 | more than 2 |",
+    ]
 
 
 def test_the_suggested_order_names_each_scan_once(annotator: Annotator) -> None:

@@ -88,13 +88,17 @@ def test_a_volume_that_is_not_standardized_is_refused() -> None:
         glance_at(torch.full((1, 16, 24, 5), -1.0), lambda slices: slices.movedim(-1, 0))
 
 
-def test_confidence_is_the_mean_of_the_organs_median_probability_and_0_where_one_is_not_found() -> None:
-    first = torch.tensor([[[2.0, 1.0, -1.0]], [[-3.0, 3.0, -1.0]], [[-1.0, -1.0, -1.0]]])
-    second = torch.tensor([[[4.0, 3.0, -1.0]], [[-3.0, -3.0, -1.0]], [[-1.0, -1.0, -1.0]]])
+def test_confidence_is_the_organs_mean_probability_where_only_the_largest_piece_counts() -> None:
+    whole = [[2.0, 1.0, -1.0, -1.0, -1.0]]
+    pieces = [[-1.0, -1.0, 3.0, -1.0, 0.5]]
+    nowhere = [[-1.0] * 5]
+    first = torch.tensor([whole, pieces, nowhere])
+    second = torch.tensor([whole, [[-1.0, -1.0, 3.0, -1.0, -1.0]], nowhere])  # the piece goes on in the next slice
     support = Marked(first, second)
-    glance = Glance(torch.zeros(2, 5, 1, 3).half(), torch.ones(2, 1, 3, dtype=torch.bool))
-    both = torch.tensor([3.0, 3.0]).sigmoid()  # the medians of 2, 3, 4 and of 3
-    assert confidence(glance, support) == pytest.approx(float(both.sum()) / 3)  # type: ignore[arg-type]
+    glance = Glance(torch.zeros(2, 5, 1, 5).half(), torch.ones(2, 1, 5, dtype=torch.bool))
+    one, two, three = torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist()
+    expected = ((one + two) / 2 + 2 * three / 3 + 0.0) / 3
+    assert confidence(glance, support) == pytest.approx(expected)  # type: ignore[arg-type]
     assert isinstance(support.seen, Tensor)
     assert support.seen.dtype == torch.float32
 

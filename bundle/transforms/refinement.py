@@ -271,16 +271,13 @@ class AssessScoresd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             scores = plain(data[key])
-            quality = organ_quality(scores, self.overlap)
+            masks = each_organ_mask(scores, self.overlap)
+            quality = [
+                float(own[m].median().sigmoid()) if m.any() else 0.0 for own, m in zip(scores, masks, strict=True)
+            ]
             meta = dict(getattr(data[key], "meta", {})) | {QUALITY: torch.tensor(quality)}
             result[key] = MetaTensor(scores, meta=meta)
         return result
-
-
-def organ_quality(scores: Tensor, overlap: bool = False) -> list[float]:
-    """Return the median probability of each organ's voxels in scores ``(O, H, W, Z)``, 0 for one without any."""
-    masks = each_organ_mask(scores, overlap)
-    return [float(own[m].median().sigmoid()) if m.any() else 0.0 for own, m in zip(scores, masks, strict=True)]
 
 
 def _make_negative(own: Tensor, where: Tensor) -> None:
