@@ -18,7 +18,8 @@ A volume's way, room by room:
     ranks         what several processes of one run do together; resume, what an inference has done already
     export        encoder and segmenter as ONNX and TorchScript
     benchmark/    how fast and how large all this is on a machine
-    monai_label   the same inference behind a MONAI Label server; next_scan tells what to annotate there
+    next_scan     which scan to annotate next; annotation_order, what that order is worth
+    monai_label   the same inference behind a MONAI Label server
 """
 
 __version__ = "0.4.0"

@@ -102,12 +102,13 @@ class Annotator:
         scans: Files of ``image`` and ``label``.
 
     Raises:
-        ValueError: If a scan cannot be read.
+        ValueError: If a scan cannot be read, or its label map shows none of the organs.
     """
 
     def __init__(self, parser: ConfigParser, scans: Sequence[Mapping[str, str]]) -> None:
-        self.device = torch.device(parser.get_parsed_content("device"))
-        refuse_missing_device(self.device)
+        device = parser.get_parsed_content("device")
+        refuse_missing_device(device)
+        self.device = torch.device(device)
         self.network = parser.get_parsed_content("network").eval()
         self.inferer: VolumeInferer = parser.get_parsed_content("inferer")
         self.refine = parser.get_parsed_content("refinement")
@@ -118,8 +119,17 @@ class Annotator:
 
     def _encoded(self, files: Mapping[str, str], volumes: Mapping[str, Any]) -> _Scan:
         image, label = (plain(volumes[key]).to(self.device) for key in (IMAGE, LABEL))
+        if not self._organs(label):
+            raise ValueError(
+                f"{files[LABEL]} shows none of the organs, on the network's grid. Take the scan out of the folder."
+            )
         glance = glance_at(image, self._encode)
         return _Scan(files, image, label, self._encode(image), glance)
+
+    def _organs(self, label: Tensor) -> list[int]:
+        """Return the organs of a label map, of those that are asked for."""
+        asked = self.inferer.organs
+        return [organ for organ in organs_of(label) if asked is None or organ in asked.values()]
 
     def _encode(self, volume: Tensor) -> Features:
         return self.inferer.encode(volume, self.network)
@@ -150,7 +160,9 @@ class Annotator:
         meta = {ORGAN_IDS: torch.tensor(support.organs)}
         data = self.refine({IMAGE: scan.image, "pred": MetaTensor(scores, meta=meta)})
         label = scores_to_label(plain(data["pred"]), support.organs)
-        masks = [torch.stack([volume[0] == organ for organ in organs_of(scan.label)]) for volume in (label, scan.label)]
+        masks = [
+            torch.stack([volume[0] == organ for organ in self._organs(scan.label)]) for volume in (label, scan.label)
+        ]
         return float(compute_dice(masks[0][None], masks[1][None]).mean())
 
 
@@ -189,6 +201,7 @@ def annotation_order(
     refuse_counts(annotated=annotated, orders=orders)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
+    dataset_dir, output_dir = str(dataset_dir), str(output_dir)
     names = ["inference", *(configs.split(",") if isinstance(configs, str) else configs)]
     files = [str(config_path(name)) for name in names]
     refuse_unknown_keys(["--config_file", str(files), *(f"--{key}={value}" for key, value in keys.items())])
@@ -201,7 +214,7 @@ def annotation_order(
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file. Give a folder.")
-    annotator = Annotator(parsed(files, {key.replace("#", "::"): value for key, value in keys.items()}), scans)
+    annotator = Annotator(parsed(files, keys), scans)
     steps = simulate(annotator, annotated, orders, seed)
     write_csv(folder / "cases.csv", _rows(steps))
     text = _table(steps, {"command": shlex.join(["python", "-m", "bundle.annotation_order", *sys.argv[1:]])})

@@ -97,7 +97,7 @@ def refuse_missing_device(device: Any) -> None:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a name such as cpu or cuda:0, got {device!r}.") from error
     if wanted.type == "cuda" and (wanted.index or 0) >= (seen := torch.cuda.device_count()):
-        raise ValueError(f"device {device} is not there: PyTorch sees {seen} GPUs. Use --device cpu.")
+        raise ValueError(f"device {device} is not there: GPUs that PyTorch sees: {seen}. Use --device cpu.")
 
 
 def switch(value: bool | str) -> bool:
@@ -137,7 +137,7 @@ def in_one_sentence() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit("stopped. Give the same command again to go on.")
+        sys.exit("stopped. The same command can be given again.")
     except (*EXPLAINED_ERRORS, OSError, ImportError, RuntimeError) as error:
         sentence = str(error) if isinstance(error, OSError) else sentence_of(error)
         if sentence is None or os.environ.get("MONAI_DEBUG"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def config_path(name: str) -> Path:
-    """Find a config by its path, or by its name in ``configs/``, with or without ``.yaml``.
+    """Find a config by its name in ``configs/``, with or without ``.yaml``, or by its path.
+
+    A file of the working folder with the name of a shipped config does not take its place; ``./<name>`` does.
 
     Raises:
         ValueError: If there is none; the message lists those there are.
     """
-    for path in (Path(name), ROOT / "configs" / name, ROOT / "configs" / f"{name}.yaml"):
+    shipped = [ROOT / "configs" / f"{name}.yaml", ROOT / "configs" / name]
+    for path in [Path(name), *shipped] if "/" in name or os.sep in name else [*shipped, Path(name)]:
         if path.is_file():
             return path.resolve()
     known = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

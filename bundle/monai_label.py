@@ -155,12 +155,13 @@ class AnsweringInferer(VolumeInferer):
     Args:
         *args: As of ``VolumeInferer``.
         reader: A ``ScanDataset`` that reads scans without labels, for the ranking.
+        parts: Components that an organ may have, for the ranking.
         **kwargs: As of ``VolumeInferer``.
     """
 
-    def __init__(self, *args: Any, reader: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reader: Any = None, parts: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ranker = ScanRanker(self, reader)
+        self.ranker = ScanRanker(self, reader, parts)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> MetaTensor:
         """Score every organ; see ``VolumeInferer``."""
@@ -170,7 +171,7 @@ class AnsweringInferer(VolumeInferer):
                 meta[NEXT] = self.ranker.rank(network, inputs.device, **meta[NEXT])
                 return MetaTensor(torch.full_like(plain(inputs), -1.0), meta=meta | {ORGAN_IDS: torch.ones(1, 1)})
             return super().__call__(inputs, network, *args, **kwargs)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             if meta.get(NEXT):
                 refuse(f"The scans cannot be ranked: {error}")
             if SUPPORT not in meta:
@@ -216,7 +217,7 @@ def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def _order(ranking: Ranking) -> dict[str, Any]:
     named = [{"scan": name, "score": round(score, 4)} for name, score in ranking.scans]
-    return {NEXT: named, "ranked_by": ranking.by}
+    return {NEXT: named, "ranked_by": ranking.by} | ({"not_ranked": ranking.problems} if ranking.problems else {})
 
 
 class AnswerOfLabeld(MapTransform):

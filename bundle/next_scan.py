@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -23,11 +23,13 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from torch import Tensor
 from tqdm import tqdm
 
+from bundle.data import report_problems
+from bundle.data.loading import ScanError
 from bundle.data.study import scan_name
-from bundle.files import written_whole
 from bundle.inferers import VolumeInferer
 from bundle.keys import IMAGE
 from bundle.matching import Features, Support
+from bundle.reports import write_csv
 from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.slices import support_slices
 
@@ -56,15 +58,12 @@ def glance_at(volume: Tensor, encode: Callable[[Tensor], Features], slices: int 
         encode: Slices ``(1, H, W, S)`` to features ``(S, D, h, w)``.
         slices: How many; all of a scan that has fewer.
 
-    Raises:
-        ValueError: If no voxel of them is above 0, which no standardized scan is.
+    A scan that is nowhere brighter than 0 in these slices is body everywhere.
     """
     shown = volume[..., sorted(set(support_slices(range(volume.shape[-1]), slices)))]
     features = torch.stack(list(encode(shown)))
     body = F.interpolate(shown.movedim(-1, 0), size=features.shape[-2:], mode="area")[:, 0] > 0
-    if not body.any():
-        raise ValueError("nothing of the scan is brighter than 0, so it is not standardized.")
-    return Glance(features.half(), body)
+    return Glance(features.half(), body if body.any() else torch.ones_like(body))
 
 
 def rank_by_similarity(glances: Mapping[str, Glance], samples: int = 1000) -> list[tuple[str, float]]:
@@ -97,21 +96,21 @@ def _body_features(glance: Glance, samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def confidence(glance: Glance, support: Support) -> float:
+def confidence(glance: Glance, support: Support, parts: int = 1) -> float:
     """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
 
-    It is the mean over the organs of the probability of an organ's voxels, where those outside its largest component
-    count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
+    It is the mean over the organs of the probability of an organ's voxels, where those outside its ``parts`` largest
+    components count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
     """
     margins = torch.stack([margin for margin, _ in support.score(glance.features.float(), None)], dim=-1)
     masks = each_organ_mask(margins, overlap=False)
-    return fmean(_in_one_piece(own.sigmoid(), mask) for own, mask in zip(margins, masks, strict=True))
+    return fmean(_in_its_parts(own.sigmoid(), mask, parts) for own, mask in zip(margins, masks, strict=True))
 
 
-def _in_one_piece(probability: Tensor, mask: Tensor) -> float:
+def _in_its_parts(probability: Tensor, mask: Tensor, parts: int) -> float:
     if not mask.any():
         return 0.0
-    largest = get_largest_connected_component_mask(mask[None])[0].bool()
+    largest = get_largest_connected_component_mask(mask[None], num_components=parts)[0].bool()
     return float(probability[largest].sum() / mask.sum())
 
 
@@ -127,10 +126,12 @@ class Ranking:
     Attributes:
         by: ``"similarity"`` to all others, most first, or ``"confidence"`` in their masks, least first.
         scans: Name and score of each.
+        problems: What is wrong with the scans that could not be read.
     """
 
     by: Literal["similarity", "confidence"]
     scans: list[tuple[str, float]]
+    problems: list[str] = field(default_factory=list)
 
 
 class ScanRanker:
@@ -139,11 +140,13 @@ class ScanRanker:
     Args:
         inferer: Encodes, and knows what the annotated scans tell.
         reader: A ``ScanDataset`` that reads scans without labels.
+        parts: Components that an organ may have.
     """
 
-    def __init__(self, inferer: VolumeInferer, reader: Any) -> None:
+    def __init__(self, inferer: VolumeInferer, reader: Any, parts: int = 1) -> None:
         self.inferer = inferer
         self.reader = reader
+        self.parts = parts
         self._glances: dict[tuple[str, int, Hashable], Glance] = {}
 
     def rank(
@@ -164,35 +167,53 @@ class ScanRanker:
             has_support: Whether, without these, the inferer has some of its own.
 
         Raises:
-            ValueError: If a scan, or an annotated one, cannot be used.
+            ValueError: If an annotated scan cannot be used.
         """
-        left = [path for path in scans if not any(Path(path).samefile(known[IMAGE]) for known in support)]
-        glances = self._looked_at(left, network, device)
-        if not (support or has_support):
-            return Ranking("similarity", rank_by_similarity(glances))
-        shown = self.inferer.pool(network, device, support)
-        values = {name: confidence(glance, shown) for name, glance in tqdm(glances.items(), desc="ranking")}
-        return Ranking("confidence", rank_by_confidence(values))
+        known = [Path(entry[IMAGE]).resolve() for entry in support]
+        left = [path for path in scans if Path(path).resolve() not in known]
+        shown = self.inferer.pool(network, device, support) if support or has_support else None
+        glances, problems = self._looked_at(left, network, device)
+        if shown is None:
+            return Ranking("similarity", _named(rank_by_similarity(glances)), problems)
+        bar = tqdm(glances.items(), desc="ranking", unit="scan")
+        values = {path: confidence(glance, shown, self.parts) for path, glance in bar}
+        return Ranking("confidence", _named(rank_by_confidence(values)), problems)
 
-    def _looked_at(self, scans: Sequence[str], network: Any, device: torch.device) -> dict[str, Glance]:
-        """Look at some slices of each scan."""
+    def _looked_at(
+        self, scans: Sequence[str], network: Any, device: torch.device
+    ) -> tuple[dict[str, Glance], list[str]]:
+        """Look at some slices of each scan; return what was seen, and what is wrong with the others."""
         version = self.inferer.version_of(network)
-        keys = {path: (path, os.stat(path).st_mtime_ns, version) for path in scans}
-        self._glances = {key: glance for key, glance in self._glances.items() if key in keys.values()}
-        for path in tqdm([path for path, key in keys.items() if key not in self._glances], desc="looking at scans"):
-            volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
-            self._glances[keys[path]] = glance_at(volume, lambda slices: self.inferer.encode(slices, network))
-        return {scan_name(path): self._glances[key] for path, key in keys.items()}
+        seen, problems = {}, []
+        for path in tqdm(scans, desc="looking at scans", unit="scan"):
+            key = (path, os.stat(path).st_mtime_ns if Path(path).exists() else 0, version)
+            try:
+                seen[path] = (key, self._glances.get(key) or self._look(path, network, device))
+            except ScanError as error:
+                problems.append(str(error))
+        self._glances = dict(seen.values())
+        return {path: glance for path, (_, glance) in seen.items()}, problems
+
+    def _look(self, path: str, network: Any, device: torch.device) -> Glance:
+        volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
+        return glance_at(volume, lambda slices: self.inferer.encode(slices, network))
+
+
+def _named(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    return [(scan_name(path), score) for path, score in ranking]
 
 
 def report_ranking(ranking: Ranking, path: str | Path) -> None:
-    """Print the scans in the order to annotate them, and write them to a CSV file."""
+    """Print the scans in the order to annotate them, and write them to a CSV file.
+
+    Raises:
+        ValueError: At the end, with what is wrong with the scans that could not be read.
+    """
     told = {
-        "similarity": "None is annotated yet. First comes the scan that is most similar to all others:",
+        "similarity": "No annotated scan is given. First comes the scan that is most similar to all others:",
         "confidence": "First comes the scan whose mask is least sure:",
     }
-    lines = [f"{score:.4f},{name}" for name, score in ranking.scans]
-    with written_whole(Path(path)) as unfinished:
-        unfinished.write_text("\n".join([f"{ranking.by},scan", *lines]) + "\n")
+    write_csv(Path(path), [["scan", ranking.by], *([name, f"{score:.4f}"] for name, score in ranking.scans)])
     print("\n".join([told[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
     print(f"all of them: {path}", flush=True)
+    report_problems(ranking.problems)

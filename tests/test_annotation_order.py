@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from bundle.annotation_order import _table as annotation_order_table
 from bundle.configs import parsed
 from bundle.data import list_scans
 from bundle.data.phantoms import write_phantom_study
+from bundle.next_scan import rank_by_similarity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,7 +87,7 @@ def test_every_order_is_followed_scan_by_scan() -> None:
 
 
 def test_the_table_counts_the_scans_that_random_orders_need_for_the_same_dice() -> None:
-    curves = {SUGGESTED: [0.6, 0.8], "random 1": [0.5, 0.7], "random 2": [0.3, 0.5]}
+    curves = {SUGGESTED: [0.6, 0.8], "random 1": [0.5, 0.7], "random 2": [0.3, 0.5], "random 3": [0.4, 0.6]}
     names = "abcd"
     steps = [
         Step(order, tuple(names[: n + 1]), {"x": dice, "y": dice})
@@ -184,8 +186,36 @@ def test_a_wrong_word_is_said_before_any_work(
 
 def test_a_device_that_is_not_there_is_said(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="device cuda:0 is not there"):
-        annotation_order(str(study), str(tmp_path / "order"), annotated=2, device="cuda:0")
+    for device, message in (("cuda:0", "device cuda:0 is not there"), ("cpux", "device must be a name")):
+        with pytest.raises(ValueError, match=message):
+            annotation_order(str(study), str(tmp_path / "order"), annotated=2, device=device)
+
+
+def test_only_the_organs_that_are_asked_for_are_compared(annotator: Annotator, monkeypatch: pytest.MonkeyPatch) -> None:
+    label = next(iter(annotator.scans.values())).label
+    assert annotator._organs(label) == [1, 2, 3]
+    monkeypatch.setattr(annotator.inferer, "organs", {"spleen": 3})
+    assert annotator._organs(label) == [3]
+    compared: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "bundle.annotation_order.compute_dice",
+        lambda found, truth: compared.append(tuple(truth.shape)) or torch.ones(1, truth.shape[1]),
+    )
+    names = sorted(annotator.scans)
+    assert set(annotator.dice(names[3:]).values()) == {1.0}
+    assert {shape[1] for shape in compared} == {1}
+    annotator._known.clear()
+
+
+def test_a_label_map_without_the_organs_that_are_asked_for_is_named(study: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(study, tmp_path / "study")
+    path = sorted((folder / "labels").iterdir())[1]
+    label = nibabel.load(path)
+    values = np.asarray(label.dataobj).copy()
+    values[values == 1] = 0
+    nibabel.save(nibabel.Nifti1Image(values, label.affine), path)
+    with pytest.raises(ValueError, match=rf"{path.name} shows none of the organs, on the network's grid"):
+        annotation_order(str(folder), str(tmp_path / "order"), 2, **SMALL, organs={"liver": 1})  # type: ignore[arg-type]
 
 
 def test_a_file_in_place_of_the_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
@@ -193,3 +223,15 @@ def test_a_file_in_place_of_the_output_folder_is_refused(study: Path, tmp_path: 
     with pytest.raises(ValueError, match=r"is a file\. Give a folder"):
         annotation_order(str(study), str(tmp_path / "order"), annotated=2)
     assert (tmp_path / "order").read_text() == "mine"
+
+
+def test_the_most_similar_scan_is_suggested_first_and_then_the_one_that_is_least_sure(
+    annotator: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(annotator.scans)
+    glances = {name: scan.glance for name, scan in annotator.scans.items()}
+    assert annotator.suggested([]) == max(rank_by_similarity(glances), key=lambda item: item[1])[0]
+    sure = {id(glances[name]): value for name, value in zip(names, (0.1, 0.4, 0.2, 0.3), strict=True)}
+    monkeypatch.setattr("bundle.annotation_order.confidence", lambda glance, support: sure[id(glance)])
+    assert annotator.suggested(names[:1]) == names[2]  # the annotated one, of 0.1, plays no part
+    assert annotator.suggested([names[0], names[2]]) == names[3]

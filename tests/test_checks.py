@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +305,7 @@ def test_a_mistake_inside_a_part_of_the_config_is_the_programs() -> None:
         (None, "device must be a name such as cpu or cuda:0, got None"),
         ("cuda", None),
         ("cuda:1", None),
-        ("cuda:2", "device cuda:2 is not there: PyTorch sees 2 GPUs. Use --device cpu"),
+        ("cuda:2", "device cuda:2 is not there: GPUs that PyTorch sees: 2. Use --device cpu"),
         (torch.device("cpu"), None),
     ],
 )
@@ -338,3 +340,26 @@ def test_a_command_fails_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MONAI_DEBUG", "1")
     with pytest.raises(ValueError, match="wrong"), in_one_sentence():
         raise ValueError("wrong")
+
+
+def test_a_mistake_that_is_made_while_an_input_is_refused_is_the_programs() -> None:
+    mistake = TypeError("a mistake of ours")
+    mistake.__context__ = ValueError("wrong")  # as it is within "except ValueError"
+    assert sentence_of(mistake) is None
+
+
+def test_a_file_that_may_not_be_read_is_said_by_a_command() -> None:
+    with pytest.raises(SystemExit, match=r"error: .*Permission denied: 'scan\.nii\.gz'"), in_one_sentence():
+        raise PermissionError(13, "Permission denied", "scan.nii.gz")
+
+
+def test_commands_say_nothing_of_a_missing_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bundle/__main__.py"])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    for command in (lambda: in_one_sentence().__enter__(), explain_errors):
+        monkeypatch.setattr(log, "level", logging.WARNING)
+        with warnings.catch_warnings(record=True) as told:
+            command()
+            warnings.warn("NvImgCodecPydicomReader: no decoder", stacklevel=1)
+        assert (log.level, told) == (logging.ERROR, [])

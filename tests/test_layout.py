@@ -54,7 +54,7 @@ ALLOWED = {
     "checks": set(),
     "configs": set(),
     "export": {"checks", "files", "networks", "prototype_files"},
-    "next_scan": {"data", "files", "inferers", "keys", "matching", "transforms"},
+    "next_scan": {"data", "inferers", "keys", "matching", "reports", "transforms"},
     "annotation_order": {"cases", "checks", "configs", "data", "files", "inferers", "keys", "matching"}
     | {"next_scan", "reports", "transforms"},
     "monai_label": {"keys", "data", "inferers", "next_scan", "transforms"},

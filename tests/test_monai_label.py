@@ -14,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 
 import bundle.monai_label as served
+from bundle.data.loading import ScanError
 from bundle.matching import SliceMatching
 from bundle.monai_label import (
     Annotation,
@@ -369,3 +370,75 @@ def test_a_bad_label_is_named_when_the_next_scan_is_asked_for(studies: Path, ran
     submit(studies, "a", np.zeros((12, 10, 9)))
     with pytest.raises(ValueError, match="The scans cannot be ranked: the label map is empty"):
         next_scan(studies, ranking_inferer)
+
+
+def test_names_of_a_submitted_label_count_when_the_next_scan_is_asked_for(
+    studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, label = str(studies / "a.nii.gz"), str(submit(studies, "a", finished()))
+    monkeypatch.setattr(served, "submitted_annotations", lambda: [Annotation(image, label, {1: "spleen", 2: "tumor"})])
+    path = str(studies / "b.nii.gz")
+    asked = FindSupportd("image")({"image": path, "image_path": path, "next_scan": True})["next_scan"]
+    organs = served.known_organs()
+    assert asked["support"] == [
+        {
+            "image": image,
+            "label": label,
+            "ids": {"1": organs["spleen"], "2": organs["structure_1"]},
+            "renamed": {"tumor": organs["structure_1"]},
+        }
+    ]
+
+
+def test_after_training_every_scan_is_looked_at_anew(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    network = torch.nn.Module()
+    network.encoder = torch.nn.Conv2d(3, 2, 1)
+    scans = [str(studies / f"{name}.nii.gz") for name in "ab"]
+    rank = ranking_inferer.ranker.rank
+    rank(network, torch.device("cpu"), scans)
+    with torch.no_grad():
+        network.encoder.weight.add_(1)
+    rank(network, torch.device("cpu"), scans)
+    assert ranking_inferer.ranker.reader.read_names == ["a", "b", "a", "b"]
+
+
+def test_an_annotated_scan_is_left_out_under_whatever_name_it_is_asked_for(
+    studies: Path, ranking_inferer: AnsweringInferer, tmp_path: Path
+) -> None:
+    label = submit(studies, "a", finished())
+    (tmp_path / "link").symlink_to(studies)
+    network = torch.nn.Module()
+    network.encoder = Squares()
+    support = [{"image": str(tmp_path / "link" / "a.nii.gz"), "label": str(label)}]
+    scans = [str(studies / f"{name}.nii.gz") for name in "ab"]
+    ranking = ranking_inferer.ranker.rank(network, torch.device("cpu"), scans, support)
+    assert [name for name, _ in ranking.scans] == ["b"]
+
+
+def test_a_scan_that_cannot_be_read_does_not_stop_the_ranking(
+    studies: Path, ranking_inferer: AnsweringInferer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Scans.read
+
+    def read_all_but_b(scans: Scans, files: dict[str, str]) -> dict[str, torch.Tensor]:
+        if Path(files["image"]).name == "b.nii.gz":
+            raise ScanError("b.nii.gz: the file cannot be read")
+        return read(scans, files)
+
+    monkeypatch.setattr(Scans, "read", read_all_but_b)
+    answer = next_scan(studies, ranking_inferer)
+    assert sorted(entry["scan"] for entry in answer["next_scan"]) == ["a", "c"]
+    assert answer["not_ranked"] == ["b.nii.gz: the file cannot be read"]
+
+
+def test_an_annotated_scan_that_is_gone_is_said(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    entry = {"image": str(studies / "gone.nii.gz"), "label": str(studies / "gone.nii.gz")}
+    meta = {"next_scan": {"scans": [], "support": [entry], "has_support": False}}
+    network = torch.nn.Module()
+    network.encoder = Squares()
+    with pytest.raises(ValueError, match=r"The scans cannot be ranked: .*gone\.nii\.gz"):
+        ranking_inferer(MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta=meta), network)
+
+
+def test_the_ranker_gets_the_parts_of_an_organ() -> None:
+    assert AnsweringInferer([], reader=Scans(), parts=2).ranker.parts == 2

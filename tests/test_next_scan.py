@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -83,14 +84,14 @@ def test_a_glance_at_a_short_scan_takes_each_slice_once() -> None:
     assert glance_at(volume, lambda slices: slices.movedim(-1, 0)).features[:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0]
 
 
-def test_a_volume_that_is_not_standardized_is_refused() -> None:
-    with pytest.raises(ValueError, match="it is not standardized"):
-        glance_at(torch.full((1, 16, 24, 5), -1.0), lambda slices: slices.movedim(-1, 0))
+def test_a_scan_that_is_nowhere_bright_is_body_everywhere() -> None:
+    glance = glance_at(torch.full((1, 16, 24, 5), -1.0), lambda slices: slices.movedim(-1, 0))
+    assert bool(glance.body.all())
 
 
 def test_confidence_is_the_organs_mean_probability_where_only_the_largest_piece_counts() -> None:
     whole = [[2.0, 1.0, -1.0, -1.0, -1.0]]
-    pieces = [[-1.0, -1.0, 3.0, -1.0, 0.5]]
+    pieces = [[0.5, -1.0, 3.0, -1.0, 0.5]]  # the first is a voxel of the other organ
     nowhere = [[-1.0] * 5]
     first = torch.tensor([whole, pieces, nowhere])
     second = torch.tensor([whole, [[-1.0, -1.0, 3.0, -1.0, -1.0]], nowhere])  # the piece goes on in the next slice
@@ -99,6 +100,8 @@ def test_confidence_is_the_organs_mean_probability_where_only_the_largest_piece_
     one, two, three = torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist()
     expected = ((one + two) / 2 + 2 * three / 3 + 0.0) / 3
     assert confidence(glance, support) == pytest.approx(expected)  # type: ignore[arg-type]
+    both = ((one + two) / 2 + (2 * three + torch.tensor(0.5).sigmoid().item()) / 3 + 0.0) / 3
+    assert confidence(glance, support, parts=2) == pytest.approx(both)  # type: ignore[arg-type]
     assert isinstance(support.seen, Tensor)
     assert support.seen.dtype == torch.float32
 
@@ -109,13 +112,20 @@ def test_the_scan_whose_mask_is_least_sure_comes_first() -> None:
 
 def test_a_ranking_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results" / "next_scan.csv"
-    report_ranking(Ranking("confidence", [("scan 7", 0.51234), ("scan 2", 0.9)]), path)
-    assert path.read_text() == "confidence,scan\n0.5123,scan 7\n0.9000,scan 2\n"
+    report_ranking(Ranking("confidence", [("scan, no 7", 0.51234), ("scan 2", 0.9)]), path)
+    with path.open(newline="") as file:
+        assert list(csv.reader(file)) == [["scan", "confidence"], ["scan, no 7", "0.5123"], ["scan 2", "0.9000"]]
     assert capsys.readouterr().out.splitlines() == [
         "First comes the scan whose mask is least sure:",
-        "  scan 7  0.512",
+        "  scan, no 7  0.512",
         "  scan 2  0.900",
         f"all of them: {path}",
     ]
-    report_ranking(Ranking("similarity", []), path)
-    assert path.read_text() == "similarity,scan\n"
+
+
+def test_scans_that_cannot_be_read_are_said_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "next_scan.csv"
+    with pytest.raises(ValueError, match=r"broken\.nii\.gz: the file cannot be read"):
+        report_ranking(Ranking("similarity", [("a", 1.0)], ["broken.nii.gz: the file cannot be read"]), path)
+    assert path.read_text().split() == ["scan,similarity", "a,1.0000"]
+    assert "No annotated scan is given." in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, me
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="device cuda is not there: PyTorch sees 0 GPUs"):
+    with pytest.raises(ValueError, match="device cuda is not there: GPUs that PyTorch sees: 0"):
         Benchmark(device="cuda", threads=1)
 
 

@@ -424,3 +424,10 @@ def test_a_label_without_background_is_a_label(tmp_path: Path) -> None:
 def test_a_scan_without_a_label_passes() -> None:
     data = {"image": MetaTensor(torch.rand(1, 9, 7, 5))}
     assert CheckLabeld("label")(data).keys() == {"image"}
+
+
+def test_resampling_neither_goes_beyond_the_last_slice_nor_darkens_the_border() -> None:
+    volume = MetaTensor(torch.full((1, 40, 40, 9), 5.0), affine=torch.diag(torch.tensor([1.5, 1.5, 6.0, 1.0])).double())
+    fitted = FitSlicesd("image", size=(60, 60), spacing=(1.0, 1.0, 2.0))({"image": volume})["image"]
+    assert fitted.shape == (1, 60, 60, 25)  # 8 gaps of 6 mm are 24 of 2 mm
+    np.testing.assert_allclose(fitted.numpy(), 5.0, rtol=1e-5)
