@@ -5,7 +5,7 @@
 
 A scan explains another as far as each of the other's body features has a similar one in it. Afterwards that
 tells no more than chance (docs/annotate_one.md), and what is worth most is the scan whose mask is worst: submitted, it
-is right, and the others are better masks on average.
+is right, and the masks that are left are better ones.
 """
 
 from __future__ import annotations
