@@ -112,6 +112,7 @@ class Annotator:
         self.network = parser.get_parsed_content("network").eval()
         self.inferer: VolumeInferer = parser.get_parsed_content("inferer")
         self.refine = parser.get_parsed_content("refinement")
+        self.parts = int(parser.get_parsed_content("parts"))
         read = parser.get_parsed_content("inferer#support").read
         bar = tqdm(scans, desc="encoding", unit="scan")
         self.scans = {scan_name(scan[IMAGE]): self._encoded(scan, read(dict(scan))) for scan in bar}
@@ -143,7 +144,8 @@ class Annotator:
         if not annotated:
             return rank_by_similarity(left)[0][0]
         support = self._support(annotated)
-        return rank_by_confidence({name: confidence(glance, support) for name, glance in left.items()})[0][0]
+        values = {name: confidence(glance, support, self.parts) for name, glance in left.items()}
+        return rank_by_confidence(values)[0][0]
 
     def dice(self, annotated: Sequence[str]) -> dict[str, float]:
         """Segment all other scans; return their Dice, means over the organs that the truth shows."""
@@ -160,10 +162,9 @@ class Annotator:
         meta = {ORGAN_IDS: torch.tensor(support.organs)}
         data = self.refine({IMAGE: scan.image, "pred": MetaTensor(scores, meta=meta)})
         label = scores_to_label(plain(data["pred"]), support.organs)
-        masks = [
-            torch.stack([volume[0] == organ for organ in self._organs(scan.label)]) for volume in (label, scan.label)
-        ]
-        return float(compute_dice(masks[0][None], masks[1][None]).mean())
+        organs = self._organs(scan.label)
+        found, truth = (torch.stack([volume[0] == organ for organ in organs]) for volume in (label, scan.label))
+        return float(compute_dice(found[None], truth[None]).mean())
 
 
 def suggested_order(annotator: Annotator, length: int) -> list[str]:
