@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 def loss_of(output: Any) -> float:
     """Return the loss of an iteration from an engine's output."""
-    return float((output[0] if isinstance(output, list) else output)["loss"])
+    loss = (output[0] if isinstance(output, list) else output)["loss"]
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 
 class MeanLoss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,12 @@ def run_losses(engine: Engine, epochs: int = EPOCHS) -> None:
 @pytest.mark.parametrize("output", [{"loss": torch.tensor(2.5)}, [{"loss": 2.5}, {"loss": 2.5}]])
 def test_the_loss_is_found_in_collated_and_in_decollated_output(output: Any) -> None:
     assert loss_of(output) == 2.5
+
+
+def test_the_loss_of_a_training_step_is_taken_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loss_of([{"loss": torch.tensor(2.5, requires_grad=True)}]) == 2.5
 
 
 def test_saving_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
