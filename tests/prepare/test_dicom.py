@@ -189,7 +189,7 @@ def test_a_file_of_several_frames_is_refused(tmp_path: Path) -> None:
         read_stack([tmp_path / "a.dcm"], [], CHAOS_MR_GRAYS)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 300, 700])
+@pytest.mark.parametrize("kept", [0, 100, 300, -20])  # bytes; the length of a file varies with its random ids
 def test_a_truncated_slice_is_named(tmp_path: Path, kept: int) -> None:
     files = slice_files(tmp_path)
     files[2].write_bytes(files[2].read_bytes()[:kept])
