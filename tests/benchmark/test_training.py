@@ -57,7 +57,7 @@ def test_a_step_is_compared_with_the_encoder_on_its_own_images(monkeypatch: pyte
     assert shapes == [(4, 3, 64, 64)] * 2
     assert (result.benchmark, dict(result.case)) == ("training", {"encoder": "resnet18", "batch_size": 2})
     ours, alone = result.values["ours, s a step"], result.values["encoder alone, s a step"]
-    assert result.values["ours / encoder alone"] == ours / alone > 1
+    assert result.values["ours / encoder alone"] == ours / alone
     assert result.values["ours, episodes/s"] == 2 * result.values["ours, steps/s"] == 2 / ours
 
 
