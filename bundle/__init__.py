@@ -1,25 +1,20 @@
 """SSL-ALPNet: few-shot segmentation of medical volumes, learned from superpixels instead of labels.
 
-A volume's way, room by room:
+A volume walks through the rooms:
 
     prepare/      downloads -> folders of volumes and label maps
     transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels, views; scores -> masks
-    data/         a study's scans, the superpixel cache, episodes, the phantom study
+    data/         scans, NIfTI files, the superpixel cache, episodes, the phantoms
     networks/     images -> features -> prototypes -> similarity -> logits
-    losses        logits -> the number that training lowers
-    matching/     annotated slices -> which of them speak for which slice of a query
-    features      the features of a volume's slices, of a large one in a file
-    prototype_files   what an annotated scan tells, as a file
-    inferers      support scans + query volume -> scores of every organ
-    handlers      what happens around a training: progress, checkpoints, log
-    reports       what an evaluation leaves: masks, overlays, tables
-    cases         each organ of each scan compared by metrics -> cases.csv, and report_page, to look at
-    cross_validation/   all folds, settings and seeds -> one table
-    ranks         what several processes of one run do together; resume, what an inference has done already
-    export        encoder and segmenter as ONNX and TorchScript
-    benchmark/    how fast and how large all this is on a machine
-    next_scan     which scan to annotate next; annotation_order, what that order is worth
+    training/     episodes -> loss -> weights; checkpoints, log
+    inference/    encoded support + query volume -> scores of every organ; files of prototypes, export, the next scan
+    evaluation/   predictions -> masks, overlays, metrics, tables, reports; cross-validation
     monai_label   the same inference behind a MONAI Label server
+    command_line/ configs by name, checks of what a user types, errors in one sentence
+    benchmark/    speed and memory on a machine; nothing imports it
+
+Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written whole or not at all) and
+``distributed`` (several processes).
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,3 +35,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed, or never begun
             unfinished.unlink()
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a table beside its place, then rename it."""
+    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)

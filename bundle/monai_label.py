@@ -22,9 +22,9 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from bundle.data.study import IMAGE_SUFFIXES, scan_name
-from bundle.inferers import VolumeInferer
+from bundle.inference.next_scan import Ranking, ScanRanker
+from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
-from bundle.next_scan import Ranking, ScanRanker
 from bundle.transforms.masks import organ_ids_of, plain
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.

@@ -10,7 +10,7 @@ import ignite.distributed as idist
 import pytest
 from ignite.engine import Engine, Events
 
-from bundle import ranks
+from bundle import distributed
 
 
 def become(
@@ -21,12 +21,12 @@ def become(
     def gather(lists: list[list[Any]], own: list[Any]) -> None:
         lists[:] = [own if other == rank else (others or {})[other] for other in range(processes)]
 
-    monkeypatch.setattr(ranks.idist, "get_rank", lambda: rank)
-    monkeypatch.setattr(ranks.idist, "get_world_size", lambda: processes)
-    monkeypatch.setattr(ranks.idist, "barrier", lambda: None)
-    monkeypatch.setattr(ranks.dist, "all_gather_object", gather)
-    monkeypatch.setattr(ranks.dist, "broadcast_object_list", lambda values, src: None)
-    monkeypatch.setattr(ranks.dist, "broadcast", lambda tensor, src: None)
+    monkeypatch.setattr(distributed.idist, "get_rank", lambda: rank)
+    monkeypatch.setattr(distributed.idist, "get_world_size", lambda: processes)
+    monkeypatch.setattr(distributed.idist, "barrier", lambda: None)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    monkeypatch.setattr(distributed.dist, "broadcast_object_list", lambda values, src: None)
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, src: None)
 
 
 def kill_one(engine: Engine, rank: int, step: int) -> None:

@@ -1,262 +1,212 @@
-"""Several processes, started by torchrun on this machine's processor: what one does, and what one's death leaves."""
+"""What processes share out and put together again, seen from one of them; ``test_distributed.py`` starts real ones."""
 
 from __future__ import annotations
 
-import csv
-import os
-import re
-import shutil
-import subprocess
-import sys
-import time
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
+from torch import nn
 
-from bundle.cases import read_cases
-from bundle.data.phantoms import write_phantom_study
-from tests.test_workflows import CONFIGS, ROOT, assert_equal_states, command, workflow
-
-__all__ = ["command"]
-
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-
-PHANTOM = {"unlabeled": 2, "size": [64, 64, 6], "modality": "mr", "noise": 20.0}
-QUERIES = 3  # an odd number for two processes
-STEPS = 12
+from bundle import distributed
+from bundle.data import EpisodeDataset, EpisodeSampler, usable_scans
+from bundle.data.cache import cached_scans
+from tests.data.scans import StoredScan, write_arrays
+from tests.processes import become
 
 
-def log_place() -> str:
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "train.yaml"))
-    handlers = parser["train::handlers"]
-    place = next(n for n, handler in enumerate(handlers) if handler["_target_"].endswith("TrainingLog"))
-    return f"train#handlers#{place}#every"
+@pytest.mark.parametrize(("rank", "share"), [(0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5])])
+def test_items_are_dealt_out_and_put_in_order_again(
+    monkeypatch: pytest.MonkeyPatch, rank: int, share: list[int]
+) -> None:
+    shares = {0: [0, 3, 6], 1: [1, 4], 2: [2, 5]}
+    become(monkeypatch, rank, 3, shares)
+    assert list(distributed.own_share("7 items")) == share
+    assert distributed.lists_of_all(share) == [[0, 3, 6], [1, 4], [2, 5]]
+    assert distributed.gathered(share) == [0, 1, 2, 3, 4, 5, 6]
 
 
-TRAINING = {
-    "batch_size": 2,
-    "epoch_length": STEPS // 2,
-    "max_epochs": 2,
-    "val_interval": 2,
-    "learning_rate": 1e-4,  # with a larger one a network without batch norm to adapt amplifies rounding
-    "network_def#encoder#train_batch_norm": False,  # trained on a CPU, its statistics are each process's own
-    log_place(): 1,
-}
+def test_a_process_too_many_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 2, 3, {0: ["a"], 1: ["b"]})
+    assert list(distributed.own_share("ab")) == []
+    assert distributed.gathered([]) == ["a", "b"]
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom_study(tmp_path_factory.mktemp("study") / "phantom", labeled=1 + QUERIES, **PHANTOM)
+def test_a_process_alone_has_everything() -> None:
+    assert distributed.alone()
+    assert distributed.is_first()
+    assert list(distributed.own_share("abc")) == [0, 1, 2]
+    assert distributed.gathered(["a", None, "c"]) == ["a", None, "c"]
+    assert distributed.from_first("a") == "a"
+    loss = torch.tensor(2.5, requires_grad=True)
+    assert distributed.mean_of_all(loss) is loss
+    distributed.share_buffers(nn.BatchNorm2d(2))
 
 
-def files(*names: str) -> list[str]:
-    return [str(CONFIGS / f"{name}.yaml") for name in names]
-
-
-def torchrun(run_id: str, configs: list[str], **keys: Any) -> subprocess.CompletedProcess[str]:
-    """Run a workflow in two processes that each compute in one thread."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [f"--{key}={value}" for key, value in ({"bundle_root": ROOT, "config_file": configs} | keys).items()]
-    return subprocess.run(
-        [*start, "-m", "monai.bundle", "run", run_id, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+def test_the_first_processs_value_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 1, 2)
+    monkeypatch.setattr(
+        distributed.dist, "broadcast_object_list", lambda values, src: values.__setitem__(src, "the first's")
     )
+    assert distributed.from_first("mine") == "the first's"
 
 
-def killing(folder: Path, engine: str, step: int) -> str:
-    """Return a config that kills the second process in the middle of a run."""
-    text = f"""
-run:
-  - {{_target_: tests.processes.kill_one, engine: "@{engine}", rank: 1, step: {step}}}
-  - $@{engine}.run()
-"""
-    (folder / "killing.yaml").write_text(text)
-    return str(folder / "killing.yaml")
+def test_the_mean_is_over_the_processes_and_has_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 0, 2)
+    monkeypatch.setattr(distributed.idist, "all_reduce", lambda value: value.add_(5.0))
+    own = torch.tensor(2.0, requires_grad=True)
+    mean = distributed.mean_of_all(own)
+    assert (float(mean), mean.requires_grad, float(own)) == (3.5, False, 2.0)
 
 
-def in_two(output: Path, study: Path, *more: str, **keys: Any) -> subprocess.CompletedProcess[str]:
-    configs = [*files("train", "smoke", "multi_gpu_train"), *more]
-    return torchrun("training", configs, output_dir=output, dataset_dir=study, **TRAINING, **keys)
+def test_buffers_are_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 1, 2)
+    sources: list[int] = []
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda buffer, src: (buffer.fill_(7), sources.append(src)))
+    norm = nn.BatchNorm2d(2)
+    distributed.share_buffers(norm)
+    assert (norm.running_mean.tolist(), norm.running_var.tolist(), int(norm.num_batches_tracked)) == ([7, 7], [7, 7], 7)
+    assert norm.weight.tolist() == [1, 1]
+    assert sources == [0, 0, 0]
 
 
-@pytest.fixture(scope="module")
-def two(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training by two processes."""
-    output = tmp_path_factory.mktemp("two")
-    done = in_two(output, study)
-    assert done.returncode == 0, done.stderr
-    (output / "stdout.txt").write_text(done.stdout)
-    return output
+def test_a_batch_is_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.own_batch(5) == 5
+    become(monkeypatch, 1, 4)
+    assert distributed.own_batch(8) == 2
+    with pytest.raises(ValueError, match=r"batch_size 5 is of all processes .* multiple of their number, 4.* to 8"):
+        distributed.own_batch(5)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_step_has_the_same_episodes_however_many_processes_there_are(
+    monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    batch, sampler, steps = 4, EpisodeSampler(start=8), []
+    for rank in range(processes):
+        become(monkeypatch, rank, processes)
+        share = batch // processes
+        episodes = list(itertools.islice(sampler, 3 * share))
+        steps.append([episodes[step * share : (step + 1) * share] for step in range(3)])
+    together = [sorted(itertools.chain.from_iterable(shares)) for shares in zip(*steps, strict=True)]
+    assert together == [[8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19]]
+
+
+def stored(folder: Path, number: int) -> dict[str, str]:
+    random = np.random.default_rng(number)
+    return write_arrays(folder / f"{number}.npz", random.normal(5, 3, (8, 8, 2)), random.integers(0, 3, (8, 8, 2)))
+
+
+def test_each_process_makes_its_share_of_the_superpixels_before_all_look_at_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scans = [stored(tmp_path, number) for number in range(5)]
+    alone = cached_scans(scans, StoredScan(), tmp_path / "alone", num_workers=0)
+    log, made = tmp_path / "log", []
+    become(monkeypatch, 1, 2)
+    monkeypatch.setattr(distributed.idist, "barrier", lambda: made.extend(log.read_text().splitlines()))
+    together = cached_scans(scans, StoredScan(log=log), tmp_path / "together", num_workers=0)
+    assert made == [scans[1]["image"], scans[3]["image"]]
+    assert [scan.name for scan in together] == ["0.npz", "1.npz", "2.npz", "3.npz", "4.npz"]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_the_first_process_alone_writes_the_statistics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paths = [tmp_path / "0.json", tmp_path / "1.json"]
+    for rank, path in enumerate(paths):
+        become(monkeypatch, rank, 2)
+        keys: dict[str, Any] = {"statistics": "training_set", "statistics_file": path, "min_area": 1, "num_workers": 0}
+        EpisodeDataset([stored(tmp_path, 0)], StoredScan(), tmp_path / "cache", **keys)
+    assert set(json.loads(paths[0].read_text())) == {"mean", "std"}
+    assert not paths[1].exists()
+
+
+def test_each_process_checks_its_share_of_the_scans_and_knows_all_problems(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans = [stored(tmp_path, number) for number in range(4)]
+    missing = {"image": str(tmp_path / "gone.npz")}
+    scans[2] = missing
+    log = tmp_path / "log"
+    become(monkeypatch, 1, 2, {0: ["", "gone.npz: there is no such image file."]})
+    usable, problems = usable_scans(scans, StoredScan(log=log), num_workers=0)
+    assert log.read_text().splitlines() == [scans[1]["image"], scans[3]["image"]]
+    assert usable == [scans[0], scans[1], scans[3]]
+    assert problems == ["gone.npz: there is no such image file."]
+    assert not caplog.records  # the first process says it
 
 
 @pytest.fixture
-def one(study: Path, tmp_path: Path) -> Path:
-    """The same training by one."""
-    workflow(files("train", "smoke"), tmp_path / "one", dataset_dir=str(study), **TRAINING).run()
-    return tmp_path / "one"
+def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, timedelta]]]:
+    """What torchrun sets, and how the processes were joined."""
+    calls: list[tuple[str, timedelta]] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(distributed.idist, "initialize", lambda backend, timeout: calls.append((backend, timeout)))
+    yield calls
+    logging.disable(logging.NOTSET)
 
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return torch.load(output / "model.pt", weights_only=True)
+@pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), (torch.device("cuda", 1), "nccl")])
+def test_processes_join_by_what_their_device_speaks(joined: list[Any], device: Any, backend: str) -> None:
+    distributed.join(device, timeout=1.5)
+    assert joined == [(backend, timedelta(seconds=90))]
+    assert logging.root.manager.disable == logging.NOTSET
 
 
-def losses(output: Path) -> list[float]:
-    with (output / "log" / "training.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+def test_processes_but_the_first_tell_no_more_than_warnings(joined: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, 1, 2)
+    distributed.join("cpu")
+    assert logging.root.manager.disable == logging.INFO
 
 
-def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
-    assert len(losses(one)) == STEPS
-    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
-    assert losses(one)[-1] != losses(one)[0]
-    expected, found = weights(one), weights(two)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+def test_a_process_that_torchrun_did_not_start_is_told_so(joined: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="which torchrun starts: torchrun --standalone"):
+        distributed.join("cpu")
+    assert joined == []
 
 
-def test_the_first_process_alone_writes_and_tells(one: Path, two: Path) -> None:
-    made = [sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) for out in (one, two)]
-    made = [[re.sub(r"tfevents.*", "tfevents", name) for name in names] for names in made]
-    assert made[1] == sorted([*made[0], "stdout.txt"])
-    text = (two / "stdout.txt").read_text()
-    assert text.count("trained weights:") == 1
-    assert text.count("0 (untrained)") == 2  # one line after the first evaluation, one in the table of both
+def test_a_timeout_of_nothing_is_refused(joined: list[Any]) -> None:
+    with pytest.raises(ValueError, match="process_timeout must be above 0 minutes, got 0"):
+        distributed.join("cpu", timeout=0)
+    assert joined == []
 
 
-def test_a_killed_process_ends_the_other_and_the_training_resumes_exactly(
-    study: Path, two: Path, tmp_path: Path
-) -> None:
-    started = time.monotonic()
-    done = in_two(tmp_path / "cut", study, killing(tmp_path, "train::trainer", step=8))
-    assert time.monotonic() - started < 60
-    assert done.returncode != 0
-    assert re.search(r"rank\s*: 1 ", done.stderr)
-    assert "Signal 9 (SIGKILL)" in done.stderr
-    last = torch.load(tmp_path / "cut" / "checkpoints" / "last.pt", weights_only=True)
-    assert 6 <= last["step"] <= 7
-    assert not (tmp_path / "cut" / "model.pt").exists()
-    shutil.copytree(tmp_path / "cut", tmp_path / "cut too")
+class OnGpu(nn.Parameter):
+    """A parameter that says it is on a GPU."""
 
-    resumed = in_two(tmp_path / "cut", study, resume=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert_equal_states(weights(tmp_path / "cut"), weights(two))
-    assert losses(tmp_path / "cut") == losses(two)
-
-    workflow(
-        files("train", "smoke"), tmp_path / "cut too", dataset_dir=str(study), resume=True, **TRAINING
-    ).run()  # one process goes on with what two began
-    np.testing.assert_allclose(losses(tmp_path / "cut too"), losses(two), rtol=1e-4)
+    is_cuda = True  # type: ignore[assignment]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(study: Path, tmp_path: Path) -> None:
-    done = torchrun(
-        "training", files("train", "smoke", "multi_gpu_train"), output_dir=tmp_path, dataset_dir=study, batch_size=3
-    )
-    assert done.returncode != 0
-    assert "batch_size 3 is of all processes together" in done.stderr
-    assert "Set batch_size to 4" in done.stderr
-    assert not list(tmp_path.iterdir())
+def norm(on_gpu: bool, trained: bool) -> nn.Sequential:
+    made = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    if on_gpu:
+        made[1].weight, made[1].bias = OnGpu(torch.ones(2)), OnGpu(torch.zeros(2))
+    for parameter in made[1].parameters():
+        parameter.requires_grad_(trained)
+    return made
 
 
-def evaluated(output: Path) -> tuple[Any, ...]:
-    """Return all that an evaluation leaves, but for the seconds that it took."""
-    cases = [case | {"seconds": ""} for case in read_cases(output / "cases.csv")]
-    masks = {path.name: nibabel.load(path) for path in sorted((output / "masks").glob("*.nii.gz"))}
-    arrays = {name: (np.asarray(mask.dataobj).tolist(), mask.affine.tolist()) for name, mask in masks.items()}
-    pictures = {path.name: path.read_bytes() for path in sorted((output / "overlays").iterdir())}
-    return cases, arrays, pictures, (output / "masks" / "volumes.csv").read_text()
+def test_trained_batch_norm_on_gpus_sees_the_episodes_of_all() -> None:
+    network = norm(on_gpu=True, trained=True)
+    weight, names = network[1].weight, list(network.state_dict())
+    synchronized = distributed.synchronized(network)
+    assert synchronized is network
+    assert isinstance(synchronized[1], nn.SyncBatchNorm)
+    assert synchronized[1].weight is weight  # the optimizer may have it already
+    assert list(synchronized.state_dict()) == names
 
 
-def page(output: Path) -> str:
-    """Return the report without its columns of seconds."""
-    text = (output / "report.html").read_text()
-    return re.sub(r"<td>[\d.]+</td>(?=\n</tr>|\n<td>\d+</td><td>)", "", text)
-
-
-@pytest.mark.parametrize("queries", [QUERIES, 1], ids=["three scans", "fewer scans than processes"])
-def test_two_processes_evaluate_exactly_as_one(queries: int, study: Path, two: Path, tmp_path: Path) -> None:
-    keys = {"dataset_dir": str(study), "checkpoint": str(two / "model.pt"), "support_scans": 1 + QUERIES - queries}
-    made = workflow(files("train", "smoke", "evaluate"), tmp_path / "one", **keys)
-    made.run_id = "evaluating"
-    made.run()
-    configs = files("train", "smoke", "evaluate", "multi_gpu_evaluate")
-    done = torchrun("evaluating", configs, output_dir=tmp_path / "two", **keys)
-    assert done.returncode == 0, done.stderr
-    assert evaluated(tmp_path / "two") == evaluated(tmp_path / "one")
-    assert len(evaluated(tmp_path / "one")[1]) == queries
-    assert page(tmp_path / "two") == page(tmp_path / "one")
-
-
-def test_the_table_of_a_training_has_the_scans_in_their_order(one: Path, two: Path) -> None:
-    tables = []
-    for output in (one, two):
-        with (output / "dice.csv").open(newline="") as file:
-            tables.append(list(csv.DictReader(file)))
-    assert [row["scan"] for row in tables[0][::3]] == ["phantom_03", "phantom_04", "phantom_05"] * 2
-    assert [(row["epoch"], row["scan"], row["organ"]) for row in tables[0]] == [
-        (row["epoch"], row["scan"], row["organ"]) for row in tables[1]
-    ]
-    # The weights are the very same before training, and equal within rounding after it.
-    assert tables[0][: 3 * QUERIES] == tables[1][: 3 * QUERIES]
-
-
-def inference(study: Path, trained: Path) -> dict[str, Any]:
-    return {
-        "dataset_dir": str(study),
-        "support_image": str(study / "images" / "phantom_02.nii.gz"),
-        "support_label": str(study / "labels" / "phantom_02.nii.gz"),
-        "checkpoint": str(trained / "model.pt"),
-    }
-
-
-def test_a_killed_inference_resumes(study: Path, two: Path, tmp_path: Path) -> None:
-    keys, folder = inference(study, two), tmp_path / "cut" / "masks"
-    workflow(files("inference", "smoke"), tmp_path / "one", **keys).run()
-    expected = evaluated_masks(tmp_path / "one")
-    assert len(expected[0]) == 2 + QUERIES  # all scans but the support
-
-    configs = files("inference", "smoke", "multi_gpu_evaluate")
-    done = torchrun("run", [*configs, killing(tmp_path, "evaluator", step=2)], output_dir=tmp_path / "cut", **keys)
-    assert done.returncode != 0
-    assert "Signal 9 (SIGKILL)" in done.stderr
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz") if path.name[0] != "."}
-    assert 1 <= len(before) < len(expected[0])
-    assert all(nibabel.load(folder / name).get_fdata().shape == (64, 64, 6) for name in before)
-
-    resumed = torchrun("run", configs, output_dir=tmp_path / "cut", resume=True, **keys)
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed: {len(before)} of {len(expected[0])} masks are there already" in resumed.stdout
-    assert evaluated_masks(tmp_path / "cut") == expected
-    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
-
-    # One process finds all of it done; with another grid it would not be the same inference.
-    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")}
-    (folder / "volumes.csv").unlink()
-    workflow(files("inference", "smoke"), tmp_path / "cut", **keys, resume=True).run()
-    assert evaluated_masks(tmp_path / "cut") == expected
-    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")} == stamps
-    with pytest.raises((RuntimeError, ValueError), match=r"\w") as caught:
-        workflow(files("inference", "smoke"), tmp_path / "cut", **keys, resume=True, spacing=[2.0, 2.0, 5.0]).run()
-    assert re.search(r"made with something else: spacing \(was 'fit', is \[2.0, 2.0, 5.0\]\)\.", cause(caught.value))
-
-
-def cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)
-
-
-def evaluated_masks(output: Path) -> tuple[Any, ...]:
-    masks = {path.name: nibabel.load(path) for path in sorted((output / "masks").glob("[!.]*.nii.gz"))}
-    arrays = {name: np.asarray(mask.dataobj).tolist() for name, mask in masks.items()}
-    return arrays, (output / "masks" / "volumes.csv").read_text()
+@pytest.mark.parametrize(("on_gpu", "trained"), [(True, False), (False, True)])
+def test_frozen_batch_norm_and_that_of_a_processor_stay_as_they_are(on_gpu: bool, trained: bool) -> None:
+    network = norm(on_gpu, trained)
+    assert distributed.synchronized(network) is network
+    assert type(network[1]) is nn.BatchNorm2d

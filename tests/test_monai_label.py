@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 
 import bundle.monai_label as served
 from bundle.data.loading import ScanError
-from bundle.matching import SliceMatching
+from bundle.inference.matching import SliceMatching
 from bundle.monai_label import (
     Annotation,
     AnsweringInferer,

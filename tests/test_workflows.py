@@ -19,7 +19,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from PIL import Image
 
-from bundle.cases import read_cases
+from bundle.evaluation.cases import read_cases
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -412,7 +412,7 @@ def test_monais_properties_are_all_there(files: list[str], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_config_parses_and_its_keys_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bundle.checks import refuse_unknown_keys
+    from bundle.command_line.checks import refuse_unknown_keys
 
     files = [name] if name in ("train.yaml", "inference.yaml") else ["train.yaml", name]
     parser = ConfigParser()

@@ -28,7 +28,7 @@ from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results
 from bundle.benchmark.results import Result
-from bundle.checks import in_one_sentence, refuse_counts, refuse_missing_device, switch
+from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_missing_device, switch
 
 Numbers = int | Sequence[int] | None
 Names = str | Sequence[str] | None

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bundle.configs import ROOT
+from bundle.command_line.configs import ROOT
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:

@@ -25,8 +25,8 @@ def main(settings: dict[str, Any]) -> None:
     import torch
 
     marks.append(("import bundle", time.time()))
-    from bundle import data, inferers, monai_label, networks, reports, transforms  # noqa: F401
-    from bundle.configs import parsed
+    from bundle.command_line.configs import parsed
+    from bundle.evaluation import handlers as reports  # noqa: F401
 
     marks.append(("config", time.time()))
     parser = parsed(["inference.yaml"], settings["keys"])

@@ -16,10 +16,10 @@ from torch import Tensor
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.benchmark.timing import side_by_side
-from bundle.checks import refuse_counts
-from bundle.configs import parsed
-from bundle.inferers import VolumeInferer
-from bundle.matching import Matching, SliceMatching
+from bundle.command_line.checks import refuse_counts
+from bundle.command_line.configs import parsed
+from bundle.inference.matching import Matching, SliceMatching
+from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, PrototypeHead, ResNetEncoder, load_network
 from bundle.networks.encoders import Depth, Stage
 from bundle.transforms.slices import chunks_by_position, organ_slices, organs_of, support_slices, to_network

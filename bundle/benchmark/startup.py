@@ -13,8 +13,8 @@ from tqdm import tqdm
 from bundle.benchmark.children import run_child
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan, write_scan
-from bundle.checks import refuse_counts
-from bundle.configs import parsed
+from bundle.command_line.checks import refuse_counts
+from bundle.command_line.configs import parsed
 
 ROADS = {
     "python -m monai.bundle, annotated scan": {"module": "monai.bundle"},

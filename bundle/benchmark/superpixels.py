@@ -12,8 +12,8 @@ from skimage.segmentation import felzenszwalb
 
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import side_by_side
-from bundle.checks import refuse_counts
-from bundle.configs import parsed
+from bundle.command_line.checks import refuse_counts
+from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.cache import cached_scans
 from bundle.data.phantoms import write_phantom_study

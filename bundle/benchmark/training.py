@@ -16,8 +16,8 @@ from tqdm import tqdm
 from bundle.benchmark.inference import ENCODERS, build_network, refuse_unknown
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import seconds_of
-from bundle.checks import refuse_counts
-from bundle.configs import parsed
+from bundle.command_line.checks import refuse_counts
+from bundle.command_line.configs import parsed
 from bundle.keys import IMAGE, SUPPORT_IMAGE
 
 PREFETCHED = 3

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle import ranks
+from bundle import distributed
 from bundle.data.loading import Scan, ScanError, read_scan
 from bundle.keys import IMAGE, SUPERPIXELS
 
@@ -96,9 +96,9 @@ def cached_scans(
     """
     cache = _writable(Path(cache_dir))
     work = _Fill(scans, transform, cache)
-    if not ranks.alone():
+    if not distributed.alone():
         # Each process makes its share. What went wrong is said below, where every one of them looks at all.
-        _made(work, ranks.own_share(scans), num_workers)
+        _made(work, distributed.own_share(scans), num_workers)
         idist.barrier()
     entries = _made(work, range(len(scans)), num_workers)
     problems = [problem for _, problem in entries if problem]
@@ -116,7 +116,7 @@ def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:
     random = torch.Generator(device="cpu")
     loader = DataLoader(work, batch_size=None, sampler=share, num_workers=workers, generator=random)
     entries = []
-    for item in tqdm(loader, total=len(share), desc="superpixels", unit="scan", disable=not ranks.is_first()):
+    for item in tqdm(loader, total=len(share), desc="superpixels", unit="scan", disable=not distributed.is_first()):
         entries.append(item)
         if isinstance(item[1], CacheError):
             break

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from bundle import ranks
+from bundle import distributed
 from bundle.data.cache import CachedScan, cached_scans
 from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import Scan
@@ -207,7 +207,7 @@ def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple
 
 
 def _write_statistics(path: Path, mean: float, std: float) -> None:
-    if ranks.is_first():
+    if distributed.is_first():
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({"mean": mean, "std": std}))
     idist.barrier()  # nobody reads it before

@@ -13,7 +13,7 @@ from nibabel.spatialimages import HeaderDataError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bundle import ranks
+from bundle import distributed
 
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
@@ -125,11 +125,11 @@ def usable_scans(
     Returns:
         The scans that can be used, and what is wrong with the others, a line each.
     """
-    trial, share = _Trial(scans, transform), ranks.own_share(scans)
+    trial, share = _Trial(scans, transform), distributed.own_share(scans)
     loader = DataLoader(trial, batch_size=None, sampler=share, num_workers=min(num_workers, len(share)))
-    bar = tqdm(loader, total=len(share), desc="checking scans", unit="scan", disable=not ranks.is_first())
-    problems = ranks.gathered(list(bar))
-    for problem in filter(None, problems if ranks.is_first() else []):
+    bar = tqdm(loader, total=len(share), desc="checking scans", unit="scan", disable=not distributed.is_first())
+    problems = distributed.gathered(list(bar))
+    for problem in filter(None, problems if distributed.is_first() else []):
         logger.error("cannot use %s", problem)
     usable = [scan for scan, problem in zip(scans, problems, strict=True) if not problem]
     return usable, [problem for problem in problems if problem]

@@ -22,7 +22,7 @@ from typing import Any
 
 import fire
 
-from bundle.checks import in_one_sentence
+from bundle.command_line.checks import in_one_sentence
 from bundle.data.loading import report_problems
 from bundle.prepare.dataset import Dataset, prepare
 from bundle.prepare.recipes import Recipe, cardiac_recipe, ct_recipe, mr_recipe, nifti_recipe

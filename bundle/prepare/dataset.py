@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 import bundle
 from bundle.data.loading import BROKEN_FILE, ScanError
+from bundle.data.nifti import save_nifti
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL
 from bundle.prepare.recipes import Recipe
 from bundle.prepare.sources import Source, SourceScan
-from bundle.reports import save_nifti
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, Data
 
 RECORD = "dataset.json"

@@ -244,7 +244,7 @@ class PresenceGated(RefineScoresd):
             ValueError: If the margins of the support were not measured.
         """
         if meta is None or OWN_MARGINS not in meta:
-            raise ValueError("PresenceGated needs bundle.matching.SliceMatching with measure_own: true.")
+            raise ValueError("PresenceGated needs bundle.inference.matching.SliceMatching with measure_own: true.")
         enough = self.share * torch.as_tensor(meta[OWN_MARGINS]).flatten()
         for own, mask, least in zip(scores, each_organ_mask(scores, self.overlap), enough.tolist(), strict=True):
             if mask.any() and float(own[mask].median()) < least:

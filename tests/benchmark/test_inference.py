@@ -20,8 +20,8 @@ from bundle.benchmark.inference import (
     naive_scores,
 )
 from bundle.benchmark.synthetic import blob_scan
-from bundle.inferers import VolumeInferer
-from bundle.matching import ChunkMatching, SliceMatching
+from bundle.inference.matching import ChunkMatching, SliceMatching
+from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, TopKClassifier
 from bundle.transforms.slices import to_network
 

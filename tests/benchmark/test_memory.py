@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 
 from bundle.benchmark import children, memory
 from bundle.benchmark.children import peak_megabytes, run_child
-from bundle.inferers import VolumeInferer
+from bundle.inference.volume_inferer import VolumeInferer
 from bundle.transforms import GuidedScoresd
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ import pytest
 
 from bundle.benchmark import first_slice, startup
 from bundle.benchmark.results import CASE_COLUMNS
-from bundle.inferers import VolumeInferer
+from bundle.inference.volume_inferer import VolumeInferer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

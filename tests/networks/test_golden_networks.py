@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.losses import EpisodeLoss, alignment_loss
 from bundle.networks import (
     AlignedALPNet,
     ALPNet,
@@ -24,6 +23,7 @@ from bundle.networks import (
 )
 from bundle.networks.alpnet import reduce_mask, upsample
 from bundle.networks.prototypes import masked_average_pool
+from bundle.training.losses import EpisodeLoss, alignment_loss
 from tests.golden_data import golden_arrays, golden_json
 
 # Sum in the authors' order: with two threads the last bit differs, and an argmax three steps on flips.

@@ -10,9 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from matplotlib.figure import Figure
-
 from bundle.annotation_order import MEASURES, SUGGESTED, Step, needed
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 

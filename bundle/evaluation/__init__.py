@@ -1,0 +1,1 @@
+"""Evaluation: predictions -> masks, overlays, metrics, tables and report pages."""

@@ -1,0 +1,183 @@
+"""Cases: one organ of one scan, segmented and compared. What tables and reports are made of, as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
+from monai.transforms import LoadImage
+from monai.utils import convert_to_tensor
+
+import bundle
+from bundle import distributed
+from bundle.data.nifti import name_of, source_of
+from bundle.evaluation.handlers import mean_of_present
+from bundle.evaluation.metrics import case_metrics
+from bundle.evaluation.report_page import METRICS, write_report
+from bundle.files import write_csv
+from bundle.inference.volume_inferer import VolumeInferer
+from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
+from bundle.transforms.volumes import restore_grid
+
+COLUMNS = (
+    *("dataset", "method", "setting", "group", "fold", "seed", "support", "scan", "organ", "protocol"),
+    *("status", *METRICS, "nsd_tolerance_mm"),
+)
+
+OLDER_COLUMNS = tuple(column for column in COLUMNS if column != "quality")
+"""Of tables that were written before there was an estimate of quality."""
+
+COMPARED = METRICS[:-2]
+"""The metrics that ``CaseMetrics`` has; quality comes with the scores, and seconds are measured here."""
+
+
+class CaseTable:
+    """Compare each organ of each scan with the truth, on the grid of the scan's own files: a CSV row for each.
+
+    Args:
+        path: The CSV file; it is there when all scans are done, and ``report.html`` beside it. The report takes its
+            pictures from ``overlays`` beside it.
+        inferer: Knows organs and support.
+        case: What all rows have in common, by column: dataset, method, setting, group, fold, seed, protocol.
+        nsd_tolerance: Of the normalized surface Dice, mm.
+        settings: What the report says of configuration.
+        published: Dice x 100 by setting and organ, shown beside.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        inferer: VolumeInferer,
+        case: Mapping[str, Any],
+        nsd_tolerance: float = 3.0,
+        settings: Mapping[str, Any] | None = None,
+        published: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.inferer = inferer
+        self.case = {name: "" if value is None else str(value) for name, value in case.items()}
+        self.nsd_tolerance = nsd_tolerance
+        self.settings = {name: str(value) for name, value in (settings or {}).items()}
+        self.published = published
+        self._rows: list[list[dict[str, str]]] = []  # of each scan
+        self._started = self._seconds = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._rows.clear())
+        engine.add_event_handler(Events.ITERATION_STARTED, self.start_clock)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.stop_clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_scans)
+        engine.add_event_handler(Events.COMPLETED, self.report)
+
+    def start_clock(self, engine: Engine) -> None:
+        """Note when a scan starts: it is read already, and not on the device yet."""
+        self._started = perf_counter()
+
+    def stop_clock(self, engine: Engine) -> None:
+        """Note how long its scores took, all organs together."""
+        self._seconds = perf_counter() - self._started
+
+    def note_scans(self, engine: Engine) -> None:
+        """Compare the scans of this iteration."""
+        state: Any = engine.state
+        for item in state.output:
+            self._rows.append(list(self._compare(item, self._seconds / len(state.output))))
+
+    def _compare(self, item: Mapping[str, Any], seconds: float) -> Iterator[dict[str, str]]:
+        on_network: MetaTensor = item[NETWORK_LABEL]
+        masks = restore_grid(MetaTensor(item[PRED_MASKS], meta=on_network.meta))
+        truth = convert_to_tensor(LoadImage(image_only=True)(source_of(item[LABEL])), track_meta=False)
+        affine = np.asarray(masks.affine, dtype=float)
+        steps = np.linalg.inv(affine) @ np.asarray(on_network.affine, dtype=float)
+        slice_axis = int(np.abs(steps[:3, 2]).argmax())  # of the file
+        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        support = "+".join(name_of(scan[IMAGE]) for scan in self.inferer.support_scans())
+        organs = self.inferer.organ_names().items()
+        qualities = on_network.meta.get(QUALITY, [math.nan] * len(organs))
+        for mask, (organ, value), quality in zip(masks, organs, qualities, strict=True):
+            metrics = case_metrics(mask > 0, truth == value, spacing, slice_axis, self.nsd_tolerance)
+            yield {
+                **self.case,
+                "support": support,
+                "scan": name_of(item[IMAGE]),
+                "organ": organ,
+                "status": metrics.status,
+                "nsd_tolerance_mm": f"{self.nsd_tolerance:g}",
+                "quality": _number(float(quality)),
+                "seconds": f"{seconds:.2f}",
+                **{name: _number(getattr(metrics, name)) for name in COMPARED},
+            }
+
+    def report(self, engine: Engine) -> None:
+        """Write the rows and the report, and print the means; the first process does it for all.
+
+        Raises:
+            ValueError: If there is no case.
+        """
+        rows = list(chain.from_iterable(distributed.gathered(self._rows)))
+        if not rows:
+            raise ValueError("there is nothing to compare: no annotated scan but the support. Annotate another one.")
+        if distributed.is_first():
+            self._write(rows)
+
+    def _write(self, rows: Sequence[dict[str, str]]) -> None:
+        write_csv(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
+        lines = [f"{self.case['protocol']} protocol, {len(rows)} cases, means over the scans that have the organ"]
+        lines.append("organ".ljust(20) + "".join(name.rjust(15) for name in COMPARED))
+        for organ in self.inferer.organ_names():
+            cases = [row for row in rows if row["organ"] == organ]
+            means = [np.array([float(row[name] or "nan") for row in cases]) for name in COMPARED]
+            absent = sum(row["status"] == "absent" for row in cases)
+            line = organ.ljust(20) + "".join(f"{mean_of_present(values):15.3f}" for values in means)
+            lines.append(line + (f"  absent in {absent} of {len(cases)}" if absent else ""))
+        write_report(
+            self.path.with_name("report.html"),
+            rows,
+            title=f"{self.case['dataset']}: {self.case['method']}",
+            settings={**self.settings, **versions()},
+            published=self.published,
+            picture_of=lambda case: self.path.parent / "overlays" / f"{case['scan']}_{case['organ']}.png",
+        )
+        print("\n".join([*lines, f"cases.csv and report.html: {self.path.parent}"]), flush=True)
+
+
+def read_cases(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a table of cases.
+
+    Raises:
+        ValueError: If the file is none.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        given = tuple(reader.fieldnames or ())
+        if given not in (COLUMNS, OLDER_COLUMNS):
+            raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
+        return [dict.fromkeys(COLUMNS, "") | row for row in reader]
+
+
+def versions() -> dict[str, str]:
+    """Return what results are made with: packages, Python and the machine."""
+    packages = {f"version: {name}": version(name) for name in ("monai", "torch", "scikit-image", "numpy")}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {gpu}"
+    return {"version: bundle": bundle.__version__, **packages, "version: python": platform.python_version()} | {
+        "machine": machine
+    }
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,181 @@
+"""The configs of a cross-validation and its units -> the commands that make each unit."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+
+from bundle.command_line.checks import refuse_unknown_keys
+from bundle.command_line.configs import ROOT, config_path
+
+PROTOCOLS = ("paper", "volume")
+
+EVALUATE = str(ROOT / "configs" / "evaluate.yaml")
+
+NOT_SETTINGS = (
+    *("bundle_root", "output_dir", "cache_dir", "ckpt_dir", "dataset_dir", "device", "num_workers", "resume"),
+    *("fold", "seed", "protocol", "test_organs", "val_interval", "checkpoint_interval"),
+    *("keep_interval", "published", "dataset_name", "method", "group", "phantom", "imports", "initialize", "_meta_"),
+)
+"""Keys that may differ between two starts of one cross-validation: they change no result, or each unit has its own."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training and its evaluation.
+
+    Attributes:
+        root: The cross-validation's folder.
+        group: Name of the test organs in setting 2, ``""`` in setting 1.
+        organs: Names and ids of the organs that are evaluated.
+        fold: Which scans are held out.
+        seed: Of the training.
+    """
+
+    root: Path
+    group: str
+    organs: Mapping[str, int]
+    fold: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What the unit is called in messages."""
+        return str(self.folder.relative_to(self.root))
+
+    @property
+    def folder(self) -> Path:
+        """Where the unit's files go."""
+        return self.root / self.group / f"fold_{self.fold}" / f"seed_{self.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether all tables of the unit are there; each is written at the end, whole."""
+        return all((self.folder / protocol / "cases.csv").is_file() for protocol in PROTOCOLS)
+
+
+class Workflow:
+    """The configs of a cross-validation and what the command line sets in them -> the commands of its units.
+
+    Args:
+        configs: Names in ``configs/`` or paths of the override files that come after ``train.yaml``.
+        keys: Further keys, as ``monai.bundle run`` takes them.
+        setting: 1, 2 or ``"legacy_all"``.
+        untrained: Evaluate the network as it starts.
+        weights_of: Do not train, but evaluate the weights of this finished cross-validation, each unit its own.
+
+    Raises:
+        ValueError: If a config or a key does not exist, or both ``untrained`` and ``weights_of`` are given.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[str],
+        keys: Mapping[str, Any],
+        setting: Any,
+        untrained: bool,
+        weights_of: Path | None = None,
+    ) -> None:
+        if untrained and weights_of is not None:
+            raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
+        self.files = [str(config_path(name)) for name in ("train.yaml", *configs)]
+        self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
+        self.untrained = untrained
+        self.weights_of = weights_of
+        refuse_unknown_keys(["--config_file", str([*self.files, EVALUATE]), *_as_words(self.keys)])
+        self.parser = _parsed(self.files, self.keys)
+        self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a key's value, resolved."""
+        return self.parser.get_parsed_content(key) if key in self.parser.get() else default
+
+    def settings(self) -> dict[str, str]:
+        """Return every setting that can change a result, flat; a file stands there by its content, not its place."""
+        configs = {**self.evaluation.get(), "network_def": self.parser.get().get("network_def")}
+        config = {key: value for key, value in configs.items() if key not in NOT_SETTINGS}
+        taken = {} if self.weights_of is None else {"weights_of": self.weights_of.resolve().name}
+        return taken | {key: _portable(value) for key, value in sorted(_flat(config))}
+
+    @property
+    def steps(self) -> int:
+        """Steps of one training."""
+        return 0 if self.untrained or self.weights_of else int(self.get("max_epochs")) * int(self.get("epoch_length"))
+
+    def commands(self, unit: Unit, cache_dir: Path, method: str) -> Iterator[list[str]]:
+        """Return what a unit runs, one command after the other; what is done already is left out."""
+        own: dict[str, Any] = {"fold": unit.fold, "seed": unit.seed, "cache_dir": str(cache_dir)}
+        if unit.group:
+            own["test_organs"] = list(unit.organs)
+        training = {**own, "output_dir": str(unit.folder), "resume": True, "validate#dataset#enabled": False}
+        trained = unit.folder
+        if self.weights_of is not None:
+            trained = self.weights_of / unit.name
+        elif not self.untrained:
+            yield self._training(training)
+        elif self.get("statistics") == "training_set":  # a step that learns nothing leaves the intensities' numbers
+            yield self._training({**training, "max_epochs": 1, "epoch_length": 1, "learning_rate": 0.0})
+        evaluated = {**own, "organs": dict(unit.organs), "ckpt_dir": str(trained), "method": method}
+        if self.untrained:
+            # evaluate.yaml leaves the start's weights out, since the trained ones replace them.
+            start = {key: value for key, value in _flat(self.parser.get()) if key == "network_def::encoder::weights"}
+            evaluated |= {"checkpoint": None, **{key.replace("::", "#"): value for key, value in start.items()}}
+        for protocol in PROTOCOLS:
+            folder = unit.folder / protocol
+            if not (folder / "cases.csv").is_file():
+                of_protocol = {"protocol": protocol, "group": unit.group, "output_dir": str(folder)}
+                yield _command("evaluating", [*self.files, EVALUATE], {**self.keys, **evaluated, **of_protocol})
+
+    def _training(self, keys: Mapping[str, Any]) -> list[str]:
+        of_training = {key: value for key, value in self.keys.items() if _top(key) in self.parser.get()}
+        return _command("training", self.files, {**of_training, **keys})
+
+
+def _command(run_id: str, files: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(list(files)), *_as_words(keys)]
+
+
+def _parsed(files: Sequence[str], keys: Mapping[str, Any]) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(files)
+    known = {key: value for key, value in keys.items() if _top(key) in parser.get()}
+    parser.update({key.replace("#", "::"): value for key, value in known.items()})
+    return parser
+
+
+def _top(key: str) -> str:
+    return key.replace("#", "::").split("::")[0]
+
+
+def _as_words(keys: Mapping[str, Any]) -> list[str]:
+    """Spell keys as the command line of monai.bundle takes them."""
+    return [word for key, value in keys.items() for word in (f"--{key}", _as_word(value))]
+
+
+def _as_word(value: Any) -> str:
+    if value is None:
+        return "$None"
+    # A text that looks like a number or a list, such as a folder called 2026, is put in quotes.
+    is_other = isinstance(value, str) and DefaultParseValue(value) != value
+    return repr(value) if is_other else str(value)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}::{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _portable(value: Any) -> str:
+    if isinstance(value, str) and len(value) < 1000 and Path(value).is_file():
+        return f"{Path(value).name}, sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]}"
+    return str(value)

@@ -1,0 +1,227 @@
+"""What an evaluation or an inference leaves behind: masks, overlays, tables. Handlers of MONAI's evaluator."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel
+import numpy as np
+from ignite.engine import Engine, Events
+
+from bundle import distributed
+from bundle.data.nifti import name_of, save_nifti, source_of
+from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
+from bundle.files import write_csv
+from bundle.inference.resume import Resumption
+from bundle.inference.volume_inferer import VolumeInferer
+from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
+from bundle.transforms.slices import organ_slices, support_slices
+
+
+class DiceTable:
+    """Print each organ's Dice after an evaluation, and keep all evaluations in one CSV file.
+
+    Args:
+        organs: Names and ids of the organs, in the order of the metric's columns.
+        path: The CSV file: a row for each evaluation, scan and organ.
+        metric: Name of the evaluator's metric.
+        title: What is evaluated, for the printed table.
+    """
+
+    def __init__(
+        self,
+        organs: Mapping[str, int],
+        path: str | Path,
+        metric: str,
+        title: str = "Dice",
+    ) -> None:
+        self.organs = list(organs)
+        self.path = Path(path)
+        self.metric = metric
+        self.title = title
+        self._scans: list[str] = []
+        self._count = 0
+        self._history: list[tuple[int, np.ndarray]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda _: self._scans.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_scan)
+        engine.add_event_handler(Events.COMPLETED, self.report)
+
+    def note_scan(self, engine: Engine) -> None:
+        """Remember which scan a row of the metric belongs to."""
+        state: Any = engine.state
+        self._scans.extend(name_of(item[IMAGE]) for item in state.batch)
+
+    def report(self, engine: Engine) -> None:
+        """Print and write; the first process does it for all."""
+        state: Any = engine.state
+        # The metric has the rows of one process after the other; one without a scan has a row of nothing.
+        everyone = distributed.lists_of_all(self._scans or [""])
+        if not any(chain(*everyone)):
+            return
+        rows = iter(state.metric_details[self.metric].cpu().double().numpy())
+        cases = distributed.interleaved([[(scan, next(rows)) for scan in scans] for scans in everyone])
+        dice = {scan: row for scan, row in cases if scan}
+        epoch = max(int(state.epoch), 0)
+        means = [mean_of_present(column) for column in np.stack(list(dice.values())).T]
+        self._count = len(dice)
+        self._history = [(other, means) for other, means in self._history if other != epoch]
+        self._history.append((epoch, np.array(means)))
+        if distributed.is_first():
+            self._write(epoch, dice)
+            print(self.table(), flush=True)
+
+    def table(self) -> str:
+        """Return the means of all evaluations so far as a text table."""
+        width = max(12, *(len(organ) + 2 for organ in self.organs))
+        lines = [f"{self.title}, mean over {self._count} scans"]
+        lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
+        for epoch, means in self._history:
+            name = "0 (untrained)" if epoch == 0 else str(epoch)
+            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, mean_of_present(means)]))
+        return "\n".join(lines)
+
+    def _write(self, epoch: int, dice: Mapping[str, np.ndarray]) -> None:
+        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
+        rows = [row for row in rows if int(row[0]) < epoch]
+        for scan, values in dice.items():
+            for organ, value in zip(self.organs, values, strict=True):
+                # An organ that the scan does not have has no Dice: said, not averaged.
+                rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
+        write_csv(self.path, [["epoch", "scan", "organ", "dice"], *rows])
+
+
+class SaveMasks:
+    """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
+
+    A process alone writes the table after every scan; of several, the first writes it when all are done.
+
+    Args:
+        folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
+        inferer: Knows the organs.
+        resumption: Knows what the masks are made with, and which ones are there already; their volumes stand in the
+            table, too.
+    """
+
+    def __init__(self, folder: str | Path, inferer: VolumeInferer, resumption: Resumption | None = None) -> None:
+        self.folder = Path(folder)
+        self.inferer = inferer
+        self.resumption = resumption
+        self._rows: dict[str, list[list[str]]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Write after every scan."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Say what the masks are made with, and look at those that are there."""
+        self._rows.clear()
+        if self.resumption is not None:
+            self.resumption.record()
+            finished = self.resumption.finished
+            for name in (finished[index] for index in distributed.own_share(finished)):
+                mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
+                self._rows[name] = self._volumes(name, mask)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the scans of this iteration."""
+        state: Any = engine.state
+        description = self.resumption.description if self.resumption is not None else ""
+        for item in state.output:
+            name, mask = name_of(item[IMAGE]), item[PRED]
+            save_nifti(mask, self._path(name), like=source_of(item[IMAGE]), description=description)
+            self._rows[name] = self._volumes(name, np.asarray(mask))
+        if distributed.alone():
+            self._write([self._rows])
+
+    def finish(self, engine: Engine) -> None:
+        """Write the table of all processes."""
+        everyone = [dict(rows) for rows in distributed.lists_of_all(list(self._rows.items()))]
+        if distributed.is_first() and any(everyone):
+            self._write(everyone)
+
+    def _write(self, everyone: list[dict[str, list[list[str]]]]) -> None:
+        rows = dict(distributed.interleaved([list(rows.items()) for rows in everyone]))
+        order = rows if self.resumption is None else [name for name in self.resumption.names if name in rows]
+        table = chain.from_iterable(rows[name] for name in order)
+        write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *table])
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.nii.gz"
+
+    def _volumes(self, name: str, mask: np.ndarray) -> list[list[str]]:
+        # The file's own grid, so that a mask that was there already has the same volume again.
+        affine = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).affine)
+        milliliters = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
+        return [[name, organ, str(n), f"{n * milliliters:.2f}"] for organ, n in counts.items()]
+
+
+class SaveOverlays:
+    """Draw each scan: for every organ the support with its label, the query with truth (if known) and prediction.
+
+    Args:
+        folder: Where ``<scan>.png`` goes.
+        inferer: Knows support and organs.
+        by_organ: Instead draw ``<scan>_<organ>.png``, a picture for every organ with its mask alone.
+    """
+
+    def __init__(self, folder: str | Path, inferer: VolumeInferer, by_organ: bool = False) -> None:
+        self.folder = Path(folder)
+        self.inferer = inferer
+        self.by_organ = by_organ
+
+    def attach(self, engine: Engine) -> None:
+        """Draw after every scan."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw the scans of this iteration."""
+        state: Any = engine.state
+        organs = self.inferer.organ_names()
+        for batch, item in zip(state.batch, state.output, strict=True):
+            truth, scan = batch.get(LABEL), name_of(item[IMAGE])
+            ids = list(organs.values())
+            if self.by_organ:
+                for mask, (name, organ) in zip(item[PRED_MASKS], organs.items(), strict=True):
+                    row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
+                    save_png(row, self.folder / f"{scan}_{name}.png")
+            else:
+                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
+                save_png(stacked(rows), self.folder / f"{scan}.png")
+
+    def _row(
+        self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any, label: Any
+    ) -> np.ndarray:
+        pictures = []
+        for support in self.inferer.support_scans():
+            if slices := organ_slices(support[LABEL], organ):
+                z = support_slices(slices, 1)[0]
+                pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
+                break  # of an organ from a file of prototypes there is no picture
+        # Where the organ is thickest: in truth if there is one, else as predicted.
+        shown = label if truth is None else truth
+        z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
+        if truth is not None:
+            pictures.append(_captioned(item, truth, z, ids, f"query, truth (slice {z})"))
+        pictures.append(_captioned(item, label, z, ids, f"query, prediction (slice {z})"))
+        return side_by_side(pictures)
+
+
+def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:
+    image, label = np.asarray(scan[IMAGE])[0, ..., z], np.asarray(label)[0, ..., z]
+    return caption(enlarged(overlay_label(image, label, ids)), text)
+
+
+def mean_of_present(values: np.ndarray) -> float:
+    """Return the mean of what is a number; NaN if nothing is."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")

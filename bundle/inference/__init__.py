@@ -1,0 +1,1 @@
+"""Inference: encoded support + query volume -> scores of every organ."""

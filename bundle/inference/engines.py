@@ -1,0 +1,60 @@
+"""What MONAI's engines need to be told of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import PrepareBatch, SupervisedEvaluator
+from torch import Tensor
+
+from bundle import distributed
+from bundle.keys import IMAGE, LABEL
+
+
+class PrepareScan(PrepareBatch):
+    """Tell ``SupervisedEvaluator`` of a scan, and of its label where it has one."""
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
+        """Return image, label and, for the inferer's ``"paper"`` protocol, the label as a keyword argument."""
+        image = batchdata[IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
+        label = batchdata.get(LABEL)
+        label = None if label is None else label.to(device=device, non_blocking=non_blocking, **kwargs)
+        return image, label, (), {LABEL: label}
+
+
+class ScanEvaluator(SupervisedEvaluator):
+    """A ``SupervisedEvaluator`` that has its share of the scans, by ``distributed.own_share`` as its loader's sampler.
+
+    Its handlers gather when all scans are done. A process without a scan, or that finds all of them done, therefore
+    still starts and ends.
+    """
+
+    @property
+    def scans(self) -> int:
+        """How many scans all processes have together."""
+        return len(self.data_loader.dataset)  # type: ignore[union-attr, arg-type]
+
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Segment this process's scans with the first one's network.
+
+        Args:
+            global_epoch: The epoch of the training that this belongs to.
+        """
+        # Batch norm that is not synchronized has other running statistics in each process.
+        distributed.share_buffers(self.network)
+        if self.state.epoch_length:
+            super().run(global_epoch)
+            return
+        self.state.iteration, self.state.epoch = 0, global_epoch
+        of_an_epoch = (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED) if self.scans else ()
+        for event in (Events.STARTED, *of_an_epoch, Events.COMPLETED):
+            self.fire_event(event)

@@ -1,0 +1,219 @@
+"""Which scan to annotate next. No training, and no labels but those of the annotated scans.
+
+    none is annotated yet   some slices of each scan -> how well it explains all others -> the best one first
+    afterwards              some slices of each scan -> confidence in the mask it would get -> the least one first
+
+A scan explains another as far as each of the other's body features has a similar one in it. Afterwards that
+tells no more than chance (docs/annotate_one.md), and what is worth most is the scan whose mask is worst: submitted, it
+is right, and the masks that are left are better ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from monai.transforms.utils import get_largest_connected_component_mask
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.data import report_problems
+from bundle.data.loading import ScanError
+from bundle.data.study import scan_name
+from bundle.files import write_csv
+from bundle.inference.matching import Features, Support
+from bundle.inference.volume_inferer import VolumeInferer
+from bundle.keys import IMAGE
+from bundle.transforms.masks import each_organ_mask, plain
+from bundle.transforms.slices import support_slices
+
+GLANCE_SLICES = 16
+"""Slices of a scan that are looked at: 8 MB of features at 256 x 256."""
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Some slices of a scan, spread over it.
+
+    Attributes:
+        features: ``(S, D, h, w)``, in half precision.
+        body: Where the scan is brighter than its mean, ``(S, h, w)``.
+    """
+
+    features: Tensor
+    body: Tensor
+
+
+def glance_at(volume: Tensor, encode: Callable[[Tensor], Features], slices: int = GLANCE_SLICES) -> Glance:
+    """Encode some slices of a scan.
+
+    Args:
+        volume: A standardized scan, ``(1, H, W, Z)``.
+        encode: Slices ``(1, H, W, S)`` to features ``(S, D, h, w)``.
+        slices: How many; all of a scan that has fewer.
+
+    A scan that is nowhere brighter than 0 in these slices is body everywhere.
+    """
+    shown = volume[..., sorted(set(support_slices(range(volume.shape[-1]), slices)))]
+    features = torch.stack(list(encode(shown)))
+    body = F.interpolate(shown.movedim(-1, 0), size=features.shape[-2:], mode="area")[:, 0] > 0
+    return Glance(features.half(), body if body.any() else torch.ones_like(body))
+
+
+def rank_by_similarity(glances: Mapping[str, Glance], samples: int = 1000) -> list[tuple[str, float]]:
+    """Rank scans by how well they explain all others, the best one first.
+
+    Args:
+        glances: Of every scan, by name.
+        samples: Body features to compare of each scan, the same ones each time.
+
+    Returns:
+        Name and score of each scan: how similar, on average, the features of the others are to its nearest one; a
+        cosine.
+    """
+    described = {name: _body_features(glance, samples) for name, glance in glances.items()}
+    scores = {
+        name: fmean(
+            float((features @ own.T).amax(dim=1).mean()) for other, features in described.items() if other != name
+        )
+        if len(described) > 1
+        else 1.0
+        for name, own in described.items()
+    }
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def _body_features(glance: Glance, samples: int) -> Tensor:
+    features = F.normalize(glance.features.float().movedim(1, -1)[glance.body], dim=1)
+    chosen = torch.randperm(len(features), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
+    return features[chosen[:samples].to(features.device)]
+
+
+@torch.no_grad()
+def confidence(glance: Glance, support: Support, parts: int = 1) -> float:
+    """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
+
+    It is the mean over the organs of the probability of an organ's voxels, where those outside its ``parts`` largest
+    components count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
+    """
+    margins = torch.stack([margin for margin, _ in support.score(glance.features.float(), None)], dim=-1)
+    masks = each_organ_mask(margins, overlap=False)
+    return fmean(_in_its_parts(own.sigmoid(), mask, parts) for own, mask in zip(margins, masks, strict=True))
+
+
+def _in_its_parts(probability: Tensor, mask: Tensor, parts: int) -> float:
+    if not mask.any():
+        return 0.0
+    largest = get_largest_connected_component_mask(mask[None], num_components=parts)[0].bool()
+    return float(probability[largest].sum() / mask.sum())
+
+
+def rank_by_confidence(confidences: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Rank scans by confidence in their masks, the least one first."""
+    return sorted(confidences.items(), key=lambda item: item[1])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scans in the order to annotate them.
+
+    Attributes:
+        by: ``"similarity"`` to all others, most first, or ``"confidence"`` in their masks, least first.
+        scans: Name and score of each.
+        problems: What is wrong with the scans that could not be read.
+    """
+
+    by: Literal["similarity", "confidence"]
+    scans: list[tuple[str, float]]
+    problems: list[str] = field(default_factory=list)
+
+
+class ScanRanker:
+    """Ranks scans for annotation; it remembers what it saw of each, until the file or the weights change.
+
+    Args:
+        inferer: Encodes, and knows what the annotated scans tell.
+        reader: A ``ScanDataset`` that reads scans without labels.
+        parts: Components that an organ may have.
+    """
+
+    def __init__(self, inferer: VolumeInferer, reader: Any, parts: int = 1) -> None:
+        self.inferer = inferer
+        self.reader = reader
+        self.parts = parts
+        self._glances: dict[tuple[str, int, Hashable], Glance] = {}
+
+    def rank(
+        self,
+        network: Any,
+        device: torch.device,
+        scans: Sequence[str],
+        support: Sequence[Mapping[str, Any]] = (),
+        has_support: bool = False,
+    ) -> Ranking:
+        """Rank scans: by confidence in their masks as soon as one is annotated.
+
+        Args:
+            network: The trained network, in eval mode.
+            device: Where to compute.
+            scans: Their files; those of ``support`` are left out.
+            support: Annotated scans, as ``VolumeInferer.pool`` takes them.
+            has_support: Whether, without these, the inferer has some of its own.
+
+        Raises:
+            ValueError: If an annotated scan cannot be used.
+        """
+        known = [Path(entry[IMAGE]).resolve() for entry in support]
+        left = [path for path in scans if Path(path).resolve() not in known]
+        shown = self.inferer.pool(network, device, support) if support or has_support else None
+        glances, problems = self._looked_at(left, network, device)
+        if shown is None:
+            return Ranking("similarity", _named(rank_by_similarity(glances)), problems)
+        bar = tqdm(glances.items(), desc="ranking", unit="scan")
+        values = {path: confidence(glance, shown, self.parts) for path, glance in bar}
+        return Ranking("confidence", _named(rank_by_confidence(values)), problems)
+
+    def _looked_at(
+        self, scans: Sequence[str], network: Any, device: torch.device
+    ) -> tuple[dict[str, Glance], list[str]]:
+        """Look at some slices of each scan; return what was seen, and what is wrong with the others."""
+        version = self.inferer.version_of(network)
+        seen, problems = {}, []
+        for path in tqdm(scans, desc="looking at scans", unit="scan"):
+            key = (path, os.stat(path).st_mtime_ns if Path(path).exists() else 0, version)
+            try:
+                seen[path] = (key, self._glances.get(key) or self._look(path, network, device))
+            except ScanError as error:
+                problems.append(str(error))
+        self._glances = dict(seen.values())
+        return {path: glance for path, (_, glance) in seen.items()}, problems
+
+    def _look(self, path: str, network: Any, device: torch.device) -> Glance:
+        volume = plain(self.reader.read({IMAGE: path})[IMAGE]).to(device)
+        return glance_at(volume, lambda slices: self.inferer.encode(slices, network))
+
+
+def _named(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    return [(scan_name(path), score) for path, score in ranking]
+
+
+def report_ranking(ranking: Ranking, path: str | Path) -> None:
+    """Print the scans in the order to annotate them, and write them to a CSV file.
+
+    Raises:
+        ValueError: At the end, with what is wrong with the scans that could not be read.
+    """
+    told = {
+        "similarity": "No annotated scan is given. First comes the scan that is most similar to all others:",
+        "confidence": "First comes the scan whose mask is least sure:",
+    }
+    write_csv(Path(path), [["scan", ranking.by], *([name, f"{score:.4f}"] for name, score in ranking.scans)])
+    print("\n".join([told[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
+    print(f"all of them: {path}", flush=True)
+    report_problems(ranking.problems)

@@ -1,0 +1,1 @@
+"""Training: episodes -> loss -> weights, with checkpoints, a log and pictures."""

@@ -1,0 +1,65 @@
+"""What MONAI's engines need to be told of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import PrepareBatch
+from torch import Tensor
+
+from bundle.inference.engines import ScanEvaluator
+from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
+
+
+class PrepareEpisode(PrepareBatch):
+    """Tell ``SupervisedTrainer`` which part of an episode is input, which is target and which is support."""
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[()], dict[str, Tensor]]:
+        """Return query images, the targets of ``EpisodeLoss``, and the support as keyword arguments."""
+        moved = {
+            key: batchdata[key].to(device=device, non_blocking=non_blocking, **kwargs)
+            for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK)
+        }
+        support = {key: moved[key] for key in (SUPPORT_IMAGE, SUPPORT_MASK)}
+        return moved[IMAGE], {key: moved[key] for key in (LABEL, SUPPORT_MASK)}, (), support
+
+
+class ValidateAtEnds:
+    """Validate before training, and after it if the last epoch was not validated anyway.
+
+    A resumed training is not validated at its start: its table would get a row of a step that ends no epoch.
+
+    Args:
+        validator: The evaluator.
+        interval: Epochs between two validations of ``ValidationHandler``.
+    """
+
+    def __init__(self, validator: ScanEvaluator, interval: int) -> None:
+        self.validator = validator
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Wait for the start and the end."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Validate what was not trained yet."""
+        if not self.validator.scans:
+            print("no Dice will be printed: there is no annotated scan besides the support to compare with")
+        elif engine.state.iteration == 0:
+            self.validator.run(0)
+
+    def finish(self, engine: Engine) -> None:
+        """Validate the last epoch."""
+        if engine.state.epoch % self.interval != 0:
+            self.validator.run(engine.state.epoch)

@@ -1,0 +1,190 @@
+"""What happens around a training run: progress, checkpoints, scalars and pictures, a stop when the loss breaks."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from bundle import distributed
+from bundle.evaluation.visuals import episode_picture
+from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
+
+logger = logging.getLogger(__name__)
+
+
+def loss_of(output: Any) -> float:
+    """Return the loss of an iteration from an engine's output."""
+    loss = (output[0] if isinstance(output, list) else output)["loss"]
+    return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+class MeanLoss:
+    """Put the mean loss of all processes in place of this one's: what log, bar and ``StopOnBrokenLoss`` then see."""
+
+    def attach(self, engine: Engine) -> None:
+        """Follow every iteration; attach it before the handlers that look at the loss."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Replace the loss of this iteration."""
+        output: Any = engine.state.output
+        output["loss"] = distributed.mean_of_all(output["loss"])
+
+
+class ProgressBar:
+    """A bar over all steps of a run, with the mean loss of the last ones where there is a loss.
+
+    Of several processes, the first draws its own.
+
+    Args:
+        description: What stands before the bar.
+        show_loss: Whether the engine's output has a loss.
+        unit: What one step is called.
+    """
+
+    def __init__(self, description: str, show_loss: bool = False, unit: str = "step") -> None:
+        self.description = description
+        self.show_loss = show_loss
+        self.unit = unit
+        self._bar: tqdm[Any] | None = None
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the engine."""
+        if not distributed.is_first():
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self.open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
+
+    def open(self, engine: Engine) -> None:
+        """Draw the bar, once, at the step that the run starts from."""
+        if self._bar is None:
+            state: Any = engine.state
+            # An evaluator counts epochs of the trainer, and runs one.
+            epochs = 1 if isinstance(engine, Evaluator) else state.max_epochs
+            self._bar = tqdm(
+                total=state.epoch_length * epochs,
+                initial=state.iteration,
+                desc=self.description,
+                unit=self.unit,
+                mininterval=2.0,  # a long training's log goes to files as often as to a screen
+            )
+
+    def move(self, engine: Engine) -> None:
+        """Move by one step."""
+        if self._bar is not None:
+            if self.show_loss:
+                self._losses.append(loss_of(engine.state.output))
+                self._bar.set_postfix(loss=f"{np.mean(self._losses):.3f}", refresh=False)
+            self._bar.update(1)
+
+    def close(self, engine: Engine, *problem: BaseException) -> None:
+        """Leave the bar as it is; a problem goes on its way."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if problem:
+            raise problem[0]
+
+
+class StopOnBrokenLoss:
+    """End a training whose loss is NaN or infinite; ``Checkpoints`` looks at the weights."""
+
+    def attach(self, engine: Engine) -> None:
+        """Watch every iteration."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Check the loss of this iteration.
+
+        Raises:
+            FloatingPointError: If it is NaN or infinite.
+        """
+        loss = loss_of(engine.state.output)
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {engine.state.iteration}. Lower the learning rate, or switch amp off."
+            )
+
+
+class TrainingLog:
+    """Write the loss and the learning rate of every step, as CSV and for TensorBoard, and some episodes as pictures.
+
+    Of several processes, the first writes.
+
+    Args:
+        folder: Where ``training.csv`` and TensorBoard's files go.
+        optimizer: Knows the learning rate.
+        every: Steps that a row averages over.
+        pictures_every: Steps between two pictures; 0 for none.
+    """
+
+    def __init__(
+        self, folder: str | Path, optimizer: torch.optim.Optimizer, every: int = 20, pictures_every: int = 500
+    ) -> None:
+        if every < 1 or pictures_every < 0:
+            raise ValueError(f"the log needs every >= 1 and pictures_every >= 0, got {every} and {pictures_every}.")
+        self.folder = Path(folder)
+        self.optimizer = optimizer
+        self.every = every
+        self.pictures_every = pictures_every
+        self._losses: list[float] = []
+        self._writer: SummaryWriter | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the engine."""
+        if not distributed.is_first():
+            return
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
+        if self.pictures_every:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.pictures_every), self.picture)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+
+    def start(self, engine: Engine) -> None:
+        """Open the files, and drop the rows of steps that are about to be made again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._writer = SummaryWriter(str(self.folder), purge_step=engine.state.iteration)
+        path = self.folder / "training.csv"
+        rows = list(csv.reader(path.open(newline=""))) if path.is_file() else []
+        kept = [row for row in rows[1:] if int(row[0]) <= engine.state.iteration]
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "loss", "learning_rate"], *kept])
+
+    def record(self, engine: Engine) -> None:
+        """Note the loss of this step."""
+        self._losses.append(loss_of(engine.state.output))
+        step = engine.state.iteration
+        if step % self.every == 0:
+            loss, rate = float(np.mean(self._losses)), self.optimizer.param_groups[0]["lr"]
+            self._losses = []
+            with (self.folder / "training.csv").open("a", newline="") as file:
+                csv.writer(file).writerow([step, f"{loss:.6f}", f"{rate:.6g}"])
+            if self._writer is not None:
+                self._writer.add_scalar("train/loss", loss, step)
+                self._writer.add_scalar("train/learning_rate", rate, step)
+
+    def picture(self, engine: Engine) -> None:
+        """Draw the first episode of this step: support with its mask, query with truth and prediction."""
+        state: Any = engine.state
+        batch, logits = state.batch, state.output["pred"][0]
+        episode = {key: batch[key][0].detach().cpu() for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK)}
+        drawn = episode_picture(episode, logits[0].detach().argmax(dim=0).cpu())
+        if self._writer is not None:
+            self._writer.add_image("train/support, query, prediction", drawn, engine.state.iteration, dataformats="HWC")
+
+    def close(self, engine: Engine) -> None:
+        """Finish TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,71 @@
+"""Processes that work side by side share what there is, and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_commands_run_one_after_the_other_into_one_log(tmp_path: Path) -> None:
+    assert Processes().run_all(iter([python("print(1)"), python("print(2)")]), tmp_path / "unit", slot=0, jobs=1)
+    assert (tmp_path / "unit" / "log.txt").read_text() == "1\n2\n"
+    assert Processes().run_all(iter([python("print(3)")]), tmp_path / "unit", slot=0, jobs=1)
+    assert (tmp_path / "unit" / "log.txt").read_text() == "1\n2\n3\n"
+
+
+def test_nothing_runs_after_a_command_that_failed(tmp_path: Path) -> None:
+    commands = iter([python("raise SystemExit(3)"), python("print('never')")])
+    assert not Processes().run_all(commands, tmp_path, slot=0, jobs=1)
+    assert "never" not in (tmp_path / "log.txt").read_text()
+
+
+def test_cores_and_gpus_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    show = python("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])")
+    Processes().run_all(iter([show]), tmp_path, slot=3, jobs=4)
+    assert (tmp_path / "log.txt").read_text() == "2 1\n"
+    assert default_jobs(units=5) == 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert default_jobs(units=5) == 5
+    assert default_jobs(units=10) == 8
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    Processes().run_all(iter([python("import os; print(os.environ['OMP_NUM_THREADS'])")]), tmp_path, slot=0, jobs=2)
+    assert (tmp_path / "log.txt").read_text() == "5\n"
+
+
+def test_stopping_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
+    processes, results = Processes(), []
+    commands = iter([python("import time; print('on', flush=True); time.sleep(60)"), python("print('never')")])
+    thread = threading.Thread(target=lambda: results.append(processes.run_all(commands, tmp_path, 0, 1)))
+    thread.start()
+    while not ((tmp_path / "log.txt").is_file() and (tmp_path / "log.txt").read_text()):
+        time.sleep(0.02)
+    processes.stop()
+    thread.join(timeout=10)
+    assert results == [False]
+    assert (tmp_path / "log.txt").read_text() == "on\n"
+
+
+def test_a_request_to_terminate_ends_as_ctrl_c_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ending_together():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,205 @@
+"""An inference goes on where it stopped, with what it was begun with, and makes no mask twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+
+from bundle import distributed
+from bundle.data.nifti import save_nifti
+from bundle.evaluation.handlers import SaveMasks
+from bundle.inference.resume import Resumption
+from bundle.networks import ALPNet
+from bundle.transforms import ClipTopd
+from tests.evaluation.test_handlers import table
+
+SCANS = [{"image": f"/data/{name}.nii.gz"} for name in ("scan_2", "scan_10", "scan_3")]  # not by name
+INFERER: Any = SimpleNamespace(organ_names=lambda: {"liver": 1, "spleen": 2})
+SETTINGS = {"spacing": "fit", "slice_size": [64, 64]}
+
+
+def item(name: str, voxels: int) -> dict[str, Any]:
+    """A scan with so many voxels of liver, of 3 x 4 x 5 mm."""
+    mask = torch.zeros(1, 4, 5, 6, dtype=torch.uint8)
+    mask.view(-1)[:voxels] = 1
+    affine = torch.diag(torch.tensor([3.0, 4.0, 5.0, 1.0], dtype=torch.float64))
+    image = MetaTensor(torch.zeros(1, 4, 5, 6), meta={"filename_or_obj": f"/data/{name}.nii.gz"})
+    return {"image": image, "pred": MetaTensor(mask, affine=affine)}
+
+
+def segment(folder: Path, voxels: dict[str, int], resumption: Resumption | None = None) -> None:
+    """Run an inference whose masks have so many voxels."""
+    names = list(voxels)
+    engine = Engine(lambda _, name: [item(name, voxels[name])])
+    SaveMasks(folder, INFERER, resumption).attach(engine)
+    if names:
+        engine.run(names)
+    else:
+        for event in (Events.STARTED, Events.COMPLETED):  # as ScanEvaluator does
+            engine.fire_event(event)
+
+
+def begun(folder: Path, **more: Any) -> Resumption:
+    return Resumption(SCANS, folder, **({"settings": SETTINGS} | more))
+
+
+def liver(folder: Path) -> list[list[str]]:
+    return [row for row in table(folder / "volumes.csv")[1:] if row[1] == "liver"]
+
+
+def test_without_resume_every_scan_is_to_do(tmp_path: Path) -> None:
+    segment(tmp_path, {"scan_2": 20}, begun(tmp_path))
+    again = begun(tmp_path)
+    assert (again.pending, again.finished) == (SCANS, [])
+
+
+def test_what_is_finished_is_not_made_again_and_stays_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment(tmp_path, {"scan_10": 30}, begun(tmp_path))
+    (tmp_path / "volumes.csv").unlink()  # killed before it was written
+    resumed = begun(tmp_path, resume=True)
+    assert capsys.readouterr().out == "resumed: 1 of 3 masks are there already\n"
+    assert resumed.pending == [SCANS[0], SCANS[2]]
+    segment(tmp_path, {"scan_2": 20, "scan_3": 50}, resumed)
+    assert liver(tmp_path) == [
+        ["scan_2", "liver", "20", "1.20"],
+        ["scan_10", "liver", "30", "1.80"],
+        ["scan_3", "liver", "50", "3.00"],
+    ]
+
+
+def test_where_all_is_finished_the_table_is_still_made(tmp_path: Path) -> None:
+    segment(tmp_path, {"scan_2": 20, "scan_10": 30, "scan_3": 50}, begun(tmp_path))
+    expected = (tmp_path / "volumes.csv").read_text()
+    (tmp_path / "volumes.csv").unlink()
+    resumed = begun(tmp_path, resume=True)
+    assert resumed.pending == []
+    segment(tmp_path, {}, resumed)
+    assert (tmp_path / "volumes.csv").read_text() == expected
+
+
+def test_a_mask_of_an_earlier_run_with_other_settings_is_made_anew(tmp_path: Path) -> None:
+    segment(tmp_path, {"scan_2": 1, "scan_3": 2}, begun(tmp_path, settings={"spacing": None}))
+    segment(tmp_path, {"scan_2": 20}, begun(tmp_path))  # starts anew, and is stopped after one scan
+    assert [scan["image"] for scan in begun(tmp_path, resume=True).pending] == [
+        "/data/scan_10.nii.gz",
+        "/data/scan_3.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no mask at all", None])
+def test_a_file_that_is_no_mask_is_made_anew(tmp_path: Path, content: bytes | None) -> None:
+    segment(tmp_path, {"scan_2": 20}, begun(tmp_path))
+    if content is None:
+        save_nifti(item("scan_2", 3)["pred"], tmp_path / "scan_2.nii.gz")
+    else:
+        (tmp_path / "scan_2.nii.gz").write_bytes(content)
+    assert begun(tmp_path, resume=True).pending == SCANS
+
+
+def test_a_mask_that_is_older_than_its_scan_is_made_anew(tmp_path: Path) -> None:
+    scans = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in ("scan_2", "scan_10")]
+    for scan in scans:
+        Path(scan["image"]).write_bytes(b"a scan")
+    begun_here = Resumption(scans, tmp_path / "masks", settings=SETTINGS)
+    segment(tmp_path / "masks", {"scan_2": 20, "scan_10": 30}, begun_here)
+    made = (tmp_path / "masks" / "scan_2.nii.gz").stat().st_mtime
+    os.utime(scans[0]["image"], (made - 5, made - 5))
+    os.utime(scans[1]["image"], (made + 5, made + 5))  # replaced
+    assert Resumption(scans, tmp_path / "masks", resume=True, settings=SETTINGS).pending == [scans[1]]
+
+
+def test_what_is_half_written_is_not_finished(tmp_path: Path) -> None:
+    segment(tmp_path, {"scan_2": 20}, begun(tmp_path))
+    os.rename(tmp_path / "scan_2.nii.gz", tmp_path / ".tmp-scan_2.nii.gz")
+    assert begun(tmp_path, resume=True).pending == SCANS
+
+
+def test_resuming_what_was_never_begun_starts_at_the_beginning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = begun(tmp_path / "new", resume=True)
+    assert resumed.pending == SCANS
+    assert "made_with.json to resume from; starting with the first scan" in caplog.text
+
+
+def test_it_is_recorded_what_masks_are_made_with(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.pt"
+    checkpoint.write_bytes(b"weights")
+    files = {"checkpoint": checkpoint, "statistics_file": None, "support": [str(checkpoint), "gone.nii.gz"]}
+    segment(tmp_path / "masks", {"scan_2": 20}, begun(tmp_path / "masks", files=files))
+    made_with = json.loads((tmp_path / "masks" / "made_with.json").read_text())
+    digest = "9a129038d9a00aed"  # sha256sum
+    assert made_with == {
+        "spacing": "'fit'",
+        "slice_size": "[64, 64]",
+        "checkpoint": f"model.pt {digest}",
+        "statistics_file": "none",
+        "support": f"model.pt {digest} gone.nii.gz missing",
+    }
+
+
+def test_the_first_process_alone_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    begun(tmp_path).record()
+    assert not list(tmp_path.iterdir())
+
+
+def test_resuming_with_something_else_is_refused_with_its_name(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.pt"
+    checkpoint.write_bytes(b"weights")
+    begun(tmp_path, files={"checkpoint": checkpoint}).record()
+    checkpoint.write_bytes(b"others")
+    settings = {"slice_size": [64, 64], "organs": {"liver": 1}}
+    with pytest.raises(ValueError, match="made with something else") as caught:
+        begun(tmp_path, resume=True, settings=settings, files={"checkpoint": checkpoint})
+    words = str(caught.value)
+    assert "spacing (was 'fit', is None)" in words
+    assert "organs (was None, is {'liver': 1})" in words
+    assert "checkpoint (was model.pt 9a129038d9a00aed, is model.pt " in words
+    assert "slice_size" not in words
+    assert "set resume to false" in words
+
+
+def test_a_transform_is_the_same_if_its_parameters_are(tmp_path: Path) -> None:
+    begun(tmp_path, settings={"intensity": ClipTopd("image", 99.5)}).record()
+    begun(tmp_path, resume=True, settings={"intensity": ClipTopd("image", 99.5)})
+    with pytest.raises(ValueError, match=r"intensity \(was [0-9a-f]{16}, is [0-9a-f]{16}\)"):
+        begun(tmp_path, resume=True, settings={"intensity": ClipTopd("image", 99.0)})
+
+
+class Tiny(torch.nn.Module):
+    """A network with a weight, a list and a number."""
+
+    def __init__(self, weight: float = 1.0, layers: tuple[int, ...] = (1, 2)) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([weight]))
+        self.layers = list(layers)
+
+
+def test_a_network_is_its_weights_and_its_settings(tmp_path: Path) -> None:
+    begun(tmp_path, settings={"network": ALPNet(Tiny())}).record()
+    begun(tmp_path, resume=True, settings={"network": ALPNet(Tiny()).eval()})
+    for other in (Tiny(weight=1.5), Tiny(layers=(1, 3))):
+        with pytest.raises(ValueError, match=r"network \(was"):
+            begun(tmp_path, resume=True, settings={"network": ALPNet(other)})
+
+
+def test_the_header_of_a_mask_tells_what_it_was_made_with(tmp_path: Path) -> None:
+    resumption = begun(tmp_path)
+    segment(tmp_path, {"scan_2": 20}, resumption)
+    header = nibabel.load(tmp_path / "scan_2.nii.gz").header
+    assert header["descrip"].item().decode() == resumption.description
+    assert len(resumption.description) == len("made_with ") + 16
+    assert np.asarray(nibabel.load(tmp_path / "scan_2.nii.gz").dataobj).sum() == 20
