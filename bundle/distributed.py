@@ -45,6 +45,23 @@ def join(device: torch.device | str, timeout: float = 120) -> None:
         logging.disable(logging.INFO)  # the first one tells how it goes
 
 
+def own_device() -> torch.device:
+    """Return where this process computes: the GPU of its local rank, or the CPU where there is no GPU."""
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", index) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def device_ids(device: torch.device | str) -> list[torch.device] | None:
+    """Return what ``DistributedDataParallel`` wants: the one GPU of this process, ``None`` on a CPU."""
+    device = torch.device(device)
+    return [device] if device.type == "cuda" else None
+
+
+def processes() -> int:
+    """Return how many processes torchrun starts; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def alone() -> bool:
     """Tell whether there is no other process."""
     return idist.get_world_size() == 1

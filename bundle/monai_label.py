@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from bundle.data.study import IMAGE_SUFFIXES, scan_name
+from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.inference.next_scan import Ranking, ScanRanker
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
@@ -65,13 +65,13 @@ class FindSupportd(MapTransform):
 
     Args:
         keys: The image.
-        has_default: Whether the config names annotated scans to use if the server has none.
+        defaults: Annotated scans that the config names, to use if the server has none; any that is set will do.
         roots: Folders, besides the server's studies, that ``params.support`` may name files of.
     """
 
-    def __init__(self, keys: KeysCollection, has_default: bool = False, roots: Sequence[str] = ()) -> None:
+    def __init__(self, keys: KeysCollection, defaults: Sequence[Any] = (), roots: Sequence[str] = ()) -> None:
         super().__init__(keys)
-        self.has_default = has_default
+        self.has_default = any(bool(default) for default in defaults)
         self.roots = [Path(root).resolve() for root in roots]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
@@ -325,6 +325,21 @@ def _labels_of_folder(studies: Path) -> list[Annotation]:
     labels = {scan_name(path): path for path in (studies / "labels" / "final").glob("*") if path.is_file()}
     images = {scan_name(path): path for path in _scans_of_folder(studies)}
     return [Annotation(str(images[name]), str(labels[name]), {}) for name in sorted(set(images) & set(labels))]
+
+
+def training_mode(dataset_dir: str | None, alone: Mapping[str, Any], label_server: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training that the Train button of MONAI Label starts, or of any other one.
+
+    Args:
+        dataset_dir: Folder of scans; the server names none.
+        alone: Settings of a training that a command starts.
+        label_server: Those of one that the server starts.
+
+    Returns:
+        The settings, with ``studies``, the server's folder (``None`` without a server).
+    """
+    studies = None if dataset_dir else os.environ.get("MONAI_LABEL_STUDIES")
+    return {**(alone if studies is None else label_server), "studies": studies}
 
 
 def _scans_of_folder(studies: Path) -> list[Path]:

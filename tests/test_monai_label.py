@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,7 +129,7 @@ def test_the_only_finished_scan_is_told_to_ask_for_another(studies: Path) -> Non
 
 def test_a_support_of_the_config_serves_where_nothing_is_submitted(studies: Path) -> None:
     path = str(studies / "a.nii.gz")
-    assert FindSupportd("image", has_default=True)({"image": path, "image_path": path})["support_scans"] == []
+    assert FindSupportd("image", defaults=["given"])({"image": path, "image_path": path})["support_scans"] == []
 
 
 @pytest.mark.parametrize(
@@ -298,10 +299,10 @@ def ranking_inferer() -> AnsweringInferer:
     return AnsweringInferer(Scans(), matching=SliceMatching(), head=head, reader=Scans())
 
 
-def next_scan(studies: Path, inferer: AnsweringInferer, has_default: bool = False) -> dict[str, Any]:
+def next_scan(studies: Path, inferer: AnsweringInferer, defaults: Sequence[Any] = ()) -> dict[str, Any]:
     """Ask as MONAI Label does; return the answer's JSON."""
     path = str(studies / "b.nii.gz")
-    asked = FindSupportd("image", has_default)({"image": path, "image_path": path, "next_scan": True})
+    asked = FindSupportd("image", defaults)({"image": path, "image_path": path, "next_scan": True})
     carried = CarrySupportd("image")(asked | {"image": MetaTensor(torch.zeros(1, 16, 16, 2))})
     network = torch.nn.Module()
     network.encoder = Squares()
@@ -361,7 +362,7 @@ def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_confidence(
             return self.read({"image": "a", "label": str(submit(studies.parent / "other", "a", finished()))})
 
     ranking_inferer.support = OneScan()
-    answer = next_scan(studies, ranking_inferer, has_default=True)
+    answer = next_scan(studies, ranking_inferer, defaults=["given"])
     assert answer["ranked_by"] == "confidence"
     assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b", "a"]
 

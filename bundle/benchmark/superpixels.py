@@ -16,7 +16,7 @@ from bundle.command_line.checks import refuse_counts
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.cache import cached_scans
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 from bundle.keys import IMAGE
 
 
@@ -31,7 +31,7 @@ def measure(
     """Measure an empty cache being filled by one and by two processes, and Felzenszwalb's cut of the same slices.
 
     Args:
-        dataset_dir: Scans to take in place of a phantom study.
+        dataset_dir: Scans to take in place of phantom scans.
         scans: Scans that are cut.
         slices: Slices of a phantom.
         size: Rows and columns of a slice.
@@ -48,7 +48,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         if dataset_dir is None:
             phantom = {"unlabeled": scans, "labeled": 0, "size": (size, size, slices), "seed": seed}
-            found = list_scans(write_phantom_study(Path(folder) / "phantom", **phantom))
+            found = list_scans(write_phantoms(Path(folder) / "phantom", **phantom))
         else:
             found = list_scans(dataset_dir)[:scans]
         images = [{IMAGE: scan[IMAGE]} for scan in found]

@@ -68,7 +68,7 @@ def measure(
     device: str = "cpu",
     seed: int = 0,
 ) -> Result:
-    """Measure steps of one shot with alignment and SGD, on a phantom study.
+    """Measure steps of one shot with alignment and SGD, on phantom scans.
 
     Args:
         encoder: One of ``ENCODERS``.

@@ -1,9 +1,19 @@
-"""Data: a study's scans, their slices and superpixels, and the episodes made of them."""
+"""Data: scans, their slices and superpixels, and the episodes made of them."""
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
-from bundle.data.study import Study, find_scans, find_support, fold_of, list_scans, open_study, scan_name
+from bundle.data.scans import (
+    Split,
+    dataset_name,
+    files_of,
+    find_scans,
+    find_support,
+    fold_of,
+    list_scans,
+    open_split,
+    scan_name,
+)
 
 __all__ = [
     "EpisodeDataset",
@@ -11,12 +21,14 @@ __all__ = [
     "ScanDataset",
     "ScanError",
     "SliceExclusion",
-    "Study",
+    "Split",
+    "dataset_name",
+    "files_of",
     "find_scans",
     "find_support",
     "fold_of",
     "list_scans",
-    "open_study",
+    "open_split",
     "read_scan",
     "report_problems",
     "scan_name",

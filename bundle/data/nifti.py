@@ -10,7 +10,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 
-from bundle.data.study import scan_name
+from bundle.data.scans import scan_name
 from bundle.files import written_whole
 
 

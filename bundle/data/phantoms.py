@@ -1,4 +1,4 @@
-"""A phantom study: made-up abdomens whose right answer is known, for demonstration and for tests.
+"""Phantom scans: made-up abdomens whose right answer is known, for demonstration and for tests.
 
 Each patient has a body with fat, spine, bowel, a liver, two kidneys and a spleen whose place, size, brightness and
 texture vary; the scan adds a bias field or a beam's noise. Nothing of it is medical data.
@@ -34,7 +34,7 @@ _ANATOMY = (
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """How a phantom study looks.
+    """How the phantom scans look.
 
     Attributes:
         unlabeled: Scans without a label map, to train on.
@@ -53,8 +53,8 @@ class PhantomSettings:
     seed: int = 0
 
 
-def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
-    """Make a phantom study, unless the same one is there already.
+def write_phantoms(folder: str | Path, **settings: Any) -> Path:
+    """Make phantom scans, unless the same ones are there already.
 
     Args:
         folder: Where ``images/``, ``labels/`` and ``dataset.json`` go.
@@ -73,7 +73,7 @@ def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
     if present == record:
         return folder
     if folder.exists() and "phantom" not in present and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something that is no phantom study. Remove it, or choose another folder.")
+        raise ValueError(f"{folder} holds something other than phantom scans. Remove it, or choose another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-phantom-"))
     for number in range(wanted.unlabeled + wanted.labeled):
@@ -85,7 +85,7 @@ def write_phantom_study(folder: str | Path, **settings: Any) -> Path:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return what a phantom study's folder says of itself; nothing if it is none."""
+    """Return the record of a folder of phantom scans; nothing if it is none."""
     path = folder / "dataset.json"
     if not path.is_file():
         return {}
@@ -101,7 +101,7 @@ def _settings(settings: dict[str, Any]) -> PhantomSettings:
         settings = settings | {"size": tuple(settings["size"])}
     wanted = PhantomSettings(**settings)
     if wanted.unlabeled < 0 or wanted.labeled < 0 or wanted.modality not in ("ct", "mr"):
-        raise ValueError(f"a phantom study needs scans to be counted from 0 and modality 'ct' or 'mr', got {wanted}.")
+        raise ValueError(f"phantom scans need counts from 0 and modality 'ct' or 'mr', got {wanted}.")
     return wanted
 
 
@@ -122,7 +122,7 @@ def phantom_scan(random: np.random.Generator, settings: PhantomSettings) -> tupl
 
     Args:
         random: Source of everything that varies.
-        settings: What the study looks like; its counts and seed are not used.
+        settings: What the scans look like; counts and seed are not used.
 
     Returns:
         Image, int16, and organ ids, uint8; both ``(columns, rows, slices)`` of ``settings.size``, the first

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_missing_device, refuse_unknown_keys
 from bundle.command_line.configs import config_path, parsed
 from bundle.data import list_scans
-from bundle.data.study import scan_name
+from bundle.data.scans import scan_name
 from bundle.evaluation.cases import versions
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import Features, Support

@@ -94,6 +94,11 @@ class SliceEncoder(nn.Module):
         return {}
 
 
+def scoring_classifier(head: PrototypeHead | None, network: PrototypeHead) -> nn.Module:
+    """Return the classifier that inference scores with: the head's, or the network's own where there is no head."""
+    return (network if head is None else head).classifier
+
+
 class PrototypeSegmenter(nn.Module):
     """Encoder and classifier, with the prototypes as inputs: what ``ALPNet`` computes once its support is pooled.
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bundle.data import report_problems
 from bundle.data.loading import ScanError
-from bundle.data.study import scan_name
+from bundle.data.scans import scan_name
 from bundle.files import write_csv
 from bundle.inference.matching import Features, Support
 from bundle.inference.volume_inferer import VolumeInferer
@@ -201,6 +201,33 @@ class ScanRanker:
 
 def _named(ranking: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     return [(scan_name(path), score) for path, score in ranking]
+
+
+def rank_folder(
+    ranker: ScanRanker,
+    network: Any,
+    device: torch.device,
+    scans: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    annotated: Sequence[Mapping[str, Any]] = (),
+    prototypes: Any = None,
+) -> None:
+    """Rank the scans of a folder, print the order and write it to ``path``.
+
+    Args:
+        ranker: Ranks.
+        network: The trained network, in eval mode.
+        device: Where to compute.
+        scans: The scans that are not annotated yet, as ``find_scans`` returns them.
+        path: The CSV file.
+        annotated: The annotated scans of the config.
+        prototypes: Files of prototypes, in their place.
+
+    Raises:
+        ValueError: If an annotated scan cannot be used; at the end, if a scan could not be read.
+    """
+    files = [str(scan[IMAGE]) for scan in scans]
+    report_ranking(ranker.rank(network, device, files, has_support=bool(annotated or prototypes)), path)
 
 
 def report_ranking(ranking: Ranking, path: str | Path) -> None:

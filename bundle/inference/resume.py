@@ -16,7 +16,7 @@ from torch import nn
 from bundle import distributed
 from bundle.data.cache import describe
 from bundle.data.loading import Scan
-from bundle.data.study import scan_name
+from bundle.data.scans import scan_name
 from bundle.files import written_whole
 
 logger = logging.getLogger(__name__)

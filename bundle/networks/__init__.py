@@ -11,7 +11,7 @@ from bundle.networks.prototypes import (
     SeveralPoolings,
 )
 from bundle.networks.transformer import TransformerEncoder
-from bundle.networks.weights import load_network
+from bundle.networks.weights import load_network, trainable_parameters
 
 __all__ = [
     "ALPNet",
@@ -27,4 +27,5 @@ __all__ = [
     "TopKClassifier",
     "TransformerEncoder",
     "load_network",
+    "trainable_parameters",
 ]

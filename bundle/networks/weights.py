@@ -81,6 +81,11 @@ def load_network(
     return network
 
 
+def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that training changes, for an optimizer."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def _reshaped(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     return [
         f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"

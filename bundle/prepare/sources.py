@@ -14,7 +14,7 @@ from pathlib import Path
 
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
-from bundle.data.study import IMAGE_SUFFIXES, scan_name
+from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
 

@@ -1,7 +1,7 @@
 """Transforms: files to volumes, volumes to slices, slices to superpixels and views, scores to masks."""
 
 from bundle.transforms.augmentation import Augmentation
-from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
+from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, statistics_file
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
 from bundle.transforms.refinement import (
     AssessScoresd,
@@ -35,4 +35,5 @@ __all__ = [
     "WindowCTd",
     "felzenszwalb_superpixels",
     "slic_superpixels",
+    "statistics_file",
 ]

@@ -85,6 +85,23 @@ class ClipTopd(MapTransform):
         return result
 
 
+def statistics_file(statistics: str, weights: str | Path | None) -> str | None:
+    """Return where the training set's intensity statistics are: ``intensity.json`` beside the trained weights.
+
+    Args:
+        statistics: ``"volume"`` (each scan's own, there is no file) or ``"training_set"``.
+        weights: The file of the trained weights; ``None`` for an untrained network.
+
+    Raises:
+        ValueError: If ``statistics`` is neither.
+    """
+    if statistics not in ("volume", "training_set"):
+        raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}. Set one of them.")
+    if statistics == "volume" or weights is None:
+        return None
+    return str(Path(weights).parent / "intensity.json")
+
+
 class Standardized(MapTransform):
     """Subtract the mean and divide by the standard deviation: z-score.
 

@@ -11,7 +11,7 @@ import pytest
 
 from bundle.benchmark import superpixels
 from bundle.benchmark.superpixels import measure
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_one_and_two_processes_fill_an_empty_cache_and_the_same_slices_are_cut_a
 
 
 def test_scans_of_ones_own_may_be_cut(filled: list[Any], tmp_path: Path) -> None:
-    write_phantom_study(tmp_path / "study", unlabeled=2, labeled=1, size=(32, 32, 4))
+    write_phantoms(tmp_path / "study", unlabeled=2, labeled=1, size=(32, 32, 4))
     assert measure(str(tmp_path / "study"), scans=2, size=32).case == {"slices": 8}
     assert filled[0] == (2, 0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.data import EpisodeDataset, SliceExclusion, list_scans, open_study
+from bundle.data import EpisodeDataset, SliceExclusion, list_scans, open_split
 from bundle.data.loading import ScanError
 from tests.data.scans import StoredScan, write_arrays
 from tests.test_real_data import CHAOS
@@ -119,7 +119,7 @@ def test_a_fold_knows_the_labels_of_its_training_scans_only(tmp_path: Path) -> N
         for number in range(6):
             (tmp_path / folder / f"scan_{number}.nii.gz").touch()
     (tmp_path / "labels" / "scan_4.nii.gz").unlink()
-    study = open_study(tmp_path, tmp_path, fold=0)
+    study = open_split(tmp_path, tmp_path, fold=0)
     names = {Path(image).name: Path(label).parent.name for image, label in study.training_labels.items()}
     # Fold 0 of the annotated 0, 1, 2, 3, 5 holds out scan 0; scan 1 is the support.
     assert names == {f"scan_{number}.nii.gz": "labels" for number in (2, 3, 5)}

@@ -17,7 +17,7 @@ import torch
 
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.annotation_order import (
     SUGGESTED,
     Annotator,
@@ -38,7 +38,7 @@ SMALL = {"slice_size": [64, 64], "checkpoint": "$None", "device": "$torch.device
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    return write_phantom_study(folder / "phantom", unlabeled=1, labeled=4, size=(64, 64, 6))
+    return write_phantoms(folder / "phantom", unlabeled=1, labeled=4, size=(64, 64, 6))
 
 
 @pytest.fixture(scope="module")

@@ -145,9 +145,9 @@ class Server:
 def lay_out(data: Path | None, work: Path) -> tuple[dict[str, Path], list[str]]:
     """Put five scans into the studies folder; return their true labels by name and the organs' names."""
     if data is None:
-        from bundle.data.phantoms import write_phantom_study
+        from bundle.data.phantoms import write_phantoms
 
-        data = write_phantom_study(work / "phantom", unlabeled=0, labeled=5, size=(128, 128, 16))
+        data = write_phantoms(work / "phantom", unlabeled=0, labeled=5, size=(128, 128, 16))
         organs = ["liver", "kidneys", "spleen"]
     else:
         organs = ["liver", "right_kidney", "left_kidney", "spleen"]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cases import read_cases
 from tests.test_workflows import CONFIGS, ROOT, assert_equal_states, command, workflow
 
@@ -52,7 +52,7 @@ TRAINING = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom_study(tmp_path_factory.mktemp("study") / "phantom", labeled=1 + QUERIES, **PHANTOM)
+    return write_phantoms(tmp_path_factory.mktemp("study") / "phantom", labeled=1 + QUERIES, **PHANTOM)
 
 
 def files(*names: str) -> list[str]:

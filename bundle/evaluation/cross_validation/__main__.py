@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bundle.command_line.checks import in_one_sentence, refuse_counts, switch
 from bundle.data.exclusion import checked_setting
-from bundle.data.study import fold_of, list_scans
+from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
 from bundle.evaluation.cross_validation.results import described_by, refuse_other_settings, write_results
 from bundle.evaluation.cross_validation.workflow import Unit, Workflow

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cases import read_cases
 from bundle.evaluation.cross_validation.__main__ import CrossValidation
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six annotated phantoms."""
-    return write_phantom_study(tmp_path_factory.mktemp("study") / "six", unlabeled=0, labeled=6, size=(64, 64, 6))
+    return write_phantoms(tmp_path_factory.mktemp("study") / "six", unlabeled=0, labeled=6, size=(64, 64, 6))
 
 
 def words(study: Path, output: Path, *more: str) -> list[str]:

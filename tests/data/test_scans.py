@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.data.study import Study, find_scans, find_support, fold_of, list_scans, open_study, scan_name
+from bundle.data.scans import Split, find_scans, find_support, fold_of, list_scans, open_split, scan_name
 from tests.golden_data import golden_json
 
 IDS = {
@@ -54,7 +54,7 @@ def test_every_scan_is_a_query_of_exactly_one_fold(count: int) -> None:
 
 def test_a_fold_of_an_open_study_trains_on_none_that_it_holds_out(tmp_path: Path) -> None:
     annotated = [f"scan_{number}" for number in range(10)]
-    study = open_study(make_study(tmp_path / "study", [*annotated, "extra_77"], annotated), tmp_path, fold=1)
+    study = open_split(make_study(tmp_path / "study", [*annotated, "extra_77"], annotated), tmp_path, fold=1)
     assert names(study.queries) == ["scan_2", "scan_3"]
     assert names(study.support) == ["scan_4"]
     assert names(study.training) == [f"scan_{number}" for number in (0, 1, 5, 6, 7, 8, 9)] + ["extra_77"]
@@ -63,26 +63,26 @@ def test_a_fold_of_an_open_study_trains_on_none_that_it_holds_out(tmp_path: Path
 @pytest.mark.parametrize("fold", [None, 2])
 def test_training_scans_never_carry_labels(tmp_path: Path, fold: int | None) -> None:
     annotated = [f"scan_{number}" for number in range(6)]
-    study = open_study(make_study(tmp_path / "study", [*annotated, "scan_8"], annotated), tmp_path, fold=fold)
+    study = open_split(make_study(tmp_path / "study", [*annotated, "scan_8"], annotated), tmp_path, fold=fold)
     assert study.training
     assert all(set(scan) == {"image"} for scan in study.training)
 
 
 def test_without_a_fold_the_unlabeled_train_and_the_first_annotated_is_the_support(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", ["p1", "p2", "p3", "p4", "p5"], ["p2", "p4", "p5"])
-    study = open_study(folder, tmp_path)
+    study = open_split(folder, tmp_path)
     assert (names(study.training), names(study.support), names(study.queries)) == (["p1", "p3"], ["p2"], ["p4", "p5"])
 
 
 def test_support_and_queries_carry_the_label_of_their_own_name(tmp_path: Path) -> None:
-    study = open_study(make_study(tmp_path / "study", ["p1", "p2", "p3"], ["p2", "p3"]), tmp_path)
+    study = open_split(make_study(tmp_path / "study", ["p1", "p2", "p3"], ["p2", "p3"]), tmp_path)
     assert names([*study.support, *study.queries], "label") == ["p2", "p3"]
     assert {Path(scan["label"]).parent.name for scan in [*study.support, *study.queries]} == {"labels"}
 
 
 def test_without_data_a_phantom_study_is_opened(tmp_path: Path) -> None:
     phantom = {"unlabeled": 1, "labeled": 2, "size": (20, 24, 4)}
-    study = open_study(None, tmp_path / "phantom", phantom=phantom)
+    study = open_split(None, tmp_path / "phantom", phantom=phantom)
     assert [len(part) for part in (study.training, study.support, study.queries)] == [1, 1, 1]
 
 
@@ -99,42 +99,42 @@ def test_hidden_files_and_other_files_are_no_scans(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"dataset_dir .*nowhere does not exist"):
-        open_study(tmp_path / "nowhere", tmp_path)
+        open_split(tmp_path / "nowhere", tmp_path)
 
 
 def test_an_empty_folder_says_where_scans_go(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no scan: put them into .*images"):
-        open_study(tmp_path / "study", tmp_path)
+        open_split(tmp_path / "study", tmp_path)
 
 
 def test_a_label_without_an_image_is_named(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", ["scan_1", "scan_2"], ["scan_1", "scan_02"])
     with pytest.raises(ValueError, match=r"1 of .*labels have none: scan_02"):
-        open_study(folder, tmp_path)
+        open_split(folder, tmp_path)
 
 
 def test_if_all_are_annotated_a_fold_is_asked_for(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", ["scan_1", "scan_2"], ["scan_1", "scan_2"])
     with pytest.raises(ValueError, match=r"all 2 scans .* have labels.* Set fold \(0 to 4\)"):
-        open_study(folder, tmp_path)
+        open_split(folder, tmp_path)
 
 
 def test_several_scans_can_be_the_support(tmp_path: Path) -> None:
     annotated = [f"scan_{number}" for number in range(10)]
     folder = make_study(tmp_path / "study", [*annotated, "extra_77"], annotated)
-    study = open_study(folder, tmp_path, fold=4, support_scans=3)
+    study = open_split(folder, tmp_path, fold=4, support_scans=3)
     assert names(study.support) == ["scan_0", "scan_1", "scan_2"]
     assert names(study.queries) == ["scan_8", "scan_9"]
     assert names(study.training) == ["scan_3", "scan_4", "scan_5", "scan_6", "scan_7", "extra_77"]
-    study = open_study(folder, tmp_path, support_scans=4)
+    study = open_split(folder, tmp_path, support_scans=4)
     assert (names(study.support), len(study.queries)) == ([f"scan_{number}" for number in range(4)], 6)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
 def test_a_number_of_support_scans_that_is_none_is_refused(tmp_path: Path, number: Any) -> None:
     with pytest.raises(ValueError, match="support_scans must be a whole number, at least 1"):
-        open_study(tmp_path, tmp_path, support_scans=number)
+        open_split(tmp_path, tmp_path, support_scans=number)
 
 
 def test_support_scans_that_leave_none_to_train_on_are_refused() -> None:
@@ -178,14 +178,14 @@ def test_support_images_and_labels_must_be_as_many() -> None:
         find_support(support_image=["a.nii", "b.nii"], support_label="la.nii")
 
 
-@pytest.mark.parametrize("default", [None, lambda: Study([{"image": "a"}], [], [])])
-def test_no_support_at_all_is_refused(default: Callable[[], Study] | None) -> None:
+@pytest.mark.parametrize("default", [None, lambda: Split([{"image": "a"}], [], [])])
+def test_no_support_at_all_is_refused(default: Callable[[], Split] | None) -> None:
     with pytest.raises(ValueError, match=r"no annotated scan was given\. Set support_dir"):
         find_support(default=default)
 
 
 def test_if_nothing_is_given_support_and_scans_are_those_of_the_default() -> None:
-    study = Study([], [{"image": "s", "label": "ls"}], [{"image": "q", "label": "lq"}])
+    study = Split([], [{"image": "s", "label": "ls"}], [{"image": "q", "label": "lq"}])
     assert find_support(default=lambda: study) == [{"image": "s", "label": "ls"}]
     assert find_scans(None, study.support, default=lambda: study) == [{"image": "q"}]
 

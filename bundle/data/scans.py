@@ -1,4 +1,4 @@
-"""A study's scans on disk -> who trains, who is the support, who is a query.
+"""Scans on disk -> who trains, who is the support, who is a query.
 
 <dataset_dir>/images/<scan>.nii.gz        every scan
 <dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
@@ -14,7 +14,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 
 ScanFiles = dict[str, Any]
 
@@ -22,8 +22,8 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
-class Study:
-    """The scans of a study and their parts; each is a list of ``{"image": path}`` or ``{"image", "label"}``.
+class Split:
+    """Scans by what they are for; each part is a list of ``{"image": path}`` or ``{"image", "label"}``.
 
     Attributes:
         training: Scans to learn from, without labels.
@@ -39,29 +39,31 @@ class Study:
     training_labels: dict[str, str] = field(default_factory=dict)
 
 
-def open_study(
+def open_split(
     dataset_dir: str | Path | None,
     phantom_dir: str | Path,
     fold: int | None = None,
     num_folds: int = 5,
     phantom: dict[str, Any] | None = None,
     support_scans: int = 1,
-) -> Study:
-    """Find a study's scans and decide who does what.
+    empty: bool = False,
+) -> Split:
+    """Find the scans of a folder and decide what each is for.
 
     Without ``fold``, the scans without a label train; the first annotated ones are the support and the
     others are queries. With ``fold``, the annotated scans are split as in the paper: see ``fold_of``.
 
     Args:
-        dataset_dir: Folder with ``images`` and maybe ``labels``. ``None`` makes a phantom study instead.
-        phantom_dir: Where the phantom study is made.
+        dataset_dir: Folder with ``images`` and maybe ``labels``. ``None`` makes phantom scans instead.
+        phantom_dir: Where phantom scans are made.
         fold: Which of ``num_folds`` parts to hold out, from 0.
         num_folds: Parts of the annotated scans.
-        phantom: Settings of ``write_phantom_study``.
+        phantom: Settings of ``write_phantoms``.
         support_scans: Annotated scans that show the organs, >= 1.
+        empty: Look for no scans: a server hands them over.
 
     Returns:
-        The study. Queries are empty if no more scans are annotated than ``support_scans``.
+        The parts. Queries are empty if no more scans are annotated than ``support_scans``.
 
     Raises:
         FileNotFoundError: If the folder or its images are missing.
@@ -69,9 +71,11 @@ def open_study(
     """
     if isinstance(support_scans, bool) or not isinstance(support_scans, int) or support_scans < 1:
         raise ValueError(f"support_scans must be a whole number, at least 1, got {support_scans!r}.")
+    if empty:
+        return Split([], [], [])
     if dataset_dir is None:
         with idist.one_rank_first():  # the other processes find it made
-            dataset_dir = write_phantom_study(phantom_dir, **(phantom or {}))
+            dataset_dir = write_phantoms(phantom_dir, **(phantom or {}))
     scans = list_scans(dataset_dir)
     annotated = [scan for scan in scans if "label" in scan]
     if fold is not None:
@@ -79,22 +83,24 @@ def open_study(
         kept_away = {scan["image"] for scan in [*held_out, *support]}
         training = [scan for scan in scans if scan["image"] not in kept_away]
         labels = {scan["image"]: scan["label"] for scan in training if "label" in scan}
-        return Study(_images(training), support, held_out, labels)
+        return Split(_images(training), support, held_out, labels)
     training = [scan for scan in scans if "label" not in scan]
     if not training:
         raise ValueError(
             f"all {len(scans)} scans of {dataset_dir} have labels, so none is left to train on. Set fold "
             f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
         )
-    return Study(_images(training), annotated[:support_scans], annotated[support_scans:])
+    return Split(_images(training), annotated[:support_scans], annotated[support_scans:])
 
 
 def find_support(
     support_dir: str | Path | None = None,
     support_image: str | Sequence[str] | None = None,
     support_label: str | Sequence[str] | None = None,
-    default: Callable[[], Study] | None = None,
+    default: Callable[[], Split] | None = None,
+    dataset_dir: str | Path | None = None,
     needed: bool = True,
+    prototypes: Any = None,
 ) -> list[ScanFiles]:
     """Find the annotated scans that show what to segment.
 
@@ -102,8 +108,11 @@ def find_support(
         support_dir: Folder with ``images`` and ``labels``; every image needs its label.
         support_image: Instead, the image file or files.
         support_label: And their label maps, in the same order.
-        default: Opens the study whose support to use if nothing is given.
+        default: Opens the split whose support to use if nothing is given.
+        dataset_dir: Folder of the scans to segment: where it is given, ``default`` is not asked, since phantoms
+            say nothing about a user's scans.
         needed: If false, there need be none, and ``default`` is not asked.
+        prototypes: Files of prototypes; with any of them no annotated scan is needed.
 
     Returns:
         ``{"image", "label"}`` of each annotated scan.
@@ -131,8 +140,10 @@ def find_support(
         )
     if images:
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    support = default().support if default is not None and needed else []
-    if not support and needed:
+    if not needed or prototypes:
+        return []
+    support = default().support if default is not None and dataset_dir is None else []
+    if not support:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
             "and support_label."
@@ -141,14 +152,14 @@ def find_support(
 
 
 def find_scans(
-    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Study] | None = None
+    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Split] | None = None
 ) -> list[ScanFiles]:
     """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
 
     Args:
         dataset_dir: Folder of scans.
         support: The annotated scans, which are not segmented again.
-        default: Opens the study whose queries to use if ``dataset_dir`` is ``None``.
+        default: Opens the split whose queries to use if ``dataset_dir`` is ``None``.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no scan but the support's.
@@ -228,6 +239,16 @@ def fold_of(
         )
     support = [scans[(bounds[fold + 1] + shot) % len(scans)] for shot in range(shots)]
     return queries, support
+
+
+def dataset_name(dataset_dir: str | Path | None) -> str:
+    """Return the name of a folder of scans, for tables; without a folder the scans are phantoms."""
+    return "phantoms" if dataset_dir is None else Path(dataset_dir).resolve().name
+
+
+def files_of(scans: Sequence[ScanFiles]) -> list[str]:
+    """Return all files of some scans, images and label maps."""
+    return [str(scan[key]) for scan in scans for key in ("image", "label") if key in scan]
 
 
 def _images(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
