@@ -210,3 +210,29 @@ def test_frozen_batch_norm_and_that_of_a_processor_stay_as_they_are(on_gpu: bool
     network = norm(on_gpu, trained)
     assert distributed.synchronized(network) is network
     assert type(network[1]) is nn.BatchNorm2d
+
+
+def test_a_process_computes_on_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.own_device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert distributed.own_device() == torch.device("cuda", 0)
+
+
+def test_without_a_gpu_a_process_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert distributed.own_device() == torch.device("cpu")
+
+
+def test_a_wrapped_network_is_told_its_gpu_and_on_a_cpu_nothing() -> None:
+    assert distributed.device_ids("cuda:1") == [torch.device("cuda", 1)]
+    assert distributed.device_ids(torch.device("cpu")) is None
+
+
+def test_the_number_of_processes_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert distributed.processes() == 4
+    monkeypatch.delenv("WORLD_SIZE")
+    assert distributed.processes() == 1

@@ -28,6 +28,7 @@ from bundle.monai_label import (
     known_organs,
     spare_organs,
     submitted_annotations,
+    training_mode,
     unlabeled_scans,
 )
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
@@ -443,3 +444,14 @@ def test_an_annotated_scan_that_is_gone_is_said(studies: Path, ranking_inferer: 
 
 def test_the_ranker_gets_the_parts_of_an_organ() -> None:
     assert AnsweringInferer([], reader=Scans(), parts=2).ranker.parts == 2
+
+
+@pytest.mark.parametrize("dataset_dir", [None, "scans"])
+def test_the_servers_training_has_settings_of_its_own(
+    dataset_dir: str | None, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, server = {"learning_rate": 1}, {"learning_rate": 2}
+    expected = {"learning_rate": 2, "studies": str(studies)} if dataset_dir is None else alone | {"studies": None}
+    assert training_mode(dataset_dir, alone, server) == expected
+    monkeypatch.delenv("MONAI_LABEL_STUDIES")
+    assert training_mode(dataset_dir, alone, server) == alone | {"studies": None}

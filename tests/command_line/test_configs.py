@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bundle.command_line.configs import ROOT, config_path, parsed
 
@@ -36,3 +41,26 @@ def test_keys_and_objects_go_into_what_is_read() -> None:
     assert parser.get_parsed_content("spacing") == [1, 2]
     assert parser["network_def::encoder::depth"] == 34
     assert parser["bundle_root"] == str(ROOT)
+
+
+def expressions(config: Any) -> Iterator[str]:
+    """Yield every expression of a config."""
+    if isinstance(config, dict):
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from expressions(part)
+    elif isinstance(config, str) and config.startswith("$") and not config.startswith("$import"):
+        yield re.sub(r"@[\w:]+", "x", config[1:])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_no_expression_of_a_config_has_control_flow(path: Path) -> None:
+    loops = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+    control = loops | ast.IfExp | ast.NamedExpr | ast.Lambda | ast.BoolOp
+    for expression in expressions(yaml.safe_load(path.read_text())):
+        assert not any(isinstance(node, control) for node in ast.walk(ast.parse(expression, mode="eval"))), expression
+
+
+def test_the_config_of_training_stays_readable() -> None:
+    assert len((ROOT / "configs" / "train.yaml").read_text().splitlines()) <= 250

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from bundle.data.scans import Split, find_scans, find_support, fold_of, list_scans, open_split, scan_name
+from bundle.data.scans import (
+    Split,
+    dataset_name,
+    files_of,
+    find_scans,
+    find_support,
+    fold_of,
+    list_scans,
+    open_split,
+    scan_name,
+)
 from tests.golden_data import golden_json
 
 IDS = {
@@ -231,3 +241,27 @@ def test_a_scan_is_called_like_its_file_without_the_suffix(file: str, name: str)
 def test_a_support_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="either support_dir or support_image and support_label, not both"):
         find_support(support_dir=tmp_path, support_image="a.nii.gz", support_label="b.nii.gz")
+
+
+def test_an_empty_split_looks_for_no_scan(tmp_path: Path) -> None:
+    assert open_split(None, tmp_path / "phantom", empty=True) == Split([], [], [])
+    assert not (tmp_path / "phantom").exists()
+
+
+def test_phantoms_say_nothing_about_a_users_scans(tmp_path: Path) -> None:
+    split = Split([], [{"image": "s", "label": "ls"}], [])
+    with pytest.raises(ValueError, match="no annotated scan was given"):
+        find_support(default=lambda: split, dataset_dir=tmp_path)
+
+
+def test_with_prototypes_no_annotated_scan_is_needed() -> None:
+    assert find_support(prototypes="kept.safetensors", default=lambda: pytest.fail("asked")) == []
+
+
+@pytest.mark.parametrize(("folder", "name"), [(None, "phantoms"), ("some/where/scans", "scans"), ("scans/", "scans")])
+def test_tables_name_the_folder_of_the_scans(folder: str | None, name: str) -> None:
+    assert dataset_name(folder) == name
+
+
+def test_the_files_of_scans_are_images_and_label_maps() -> None:
+    assert files_of([{"image": "a", "label": "b"}, {"image": "c"}]) == ["a", "b", "c"]

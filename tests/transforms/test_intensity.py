@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
+from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, statistics_file
 
 AFFINE = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
 
@@ -148,3 +148,17 @@ def test_statistics_of_a_large_volume_are_exact() -> None:
     exact = (values.astype(np.float64) - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
     standardized = apply(Standardized("image"), MetaTensor(torch.tensor(values)))
     np.testing.assert_allclose(standardized.numpy(), exact, atol=1e-4)
+
+
+def test_statistics_of_the_training_set_lie_beside_the_weights() -> None:
+    assert statistics_file("training_set", "runs/one/model.pt") == str(Path("runs/one/intensity.json"))
+
+
+@pytest.mark.parametrize(("statistics", "weights"), [("volume", "model.pt"), ("training_set", None)])
+def test_without_statistics_of_a_training_set_there_is_no_file(statistics: str, weights: str | None) -> None:
+    assert statistics_file(statistics, weights) is None
+
+
+def test_unknown_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"statistics must be 'volume' or 'training_set', got 'foo'\. Set one"):
+        statistics_file("foo", "model.pt")
