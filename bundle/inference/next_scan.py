@@ -28,6 +28,7 @@ from bundle.data.loading import ScanError
 from bundle.data.scans import scan_name
 from bundle.files import write_csv
 from bundle.inference.matching import Features, Support
+from bundle.inference.slice_encoder import version_of
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE
 from bundle.transforms.masks import each_organ_mask, plain
@@ -183,7 +184,7 @@ class ScanRanker:
         self, scans: Sequence[str], network: Any, device: torch.device
     ) -> tuple[dict[str, Glance], list[str]]:
         """Look at some slices of each scan; return what was seen, and what is wrong with the others."""
-        version = self.inferer.version_of(network)
+        version = version_of(network)
         seen, problems = {}, []
         for path in tqdm(scans, desc="looking at scans", unit="scan"):
             key = (path, os.stat(path).st_mtime_ns if Path(path).exists() else 0, version)

@@ -60,7 +60,7 @@ def test_all_organs_of_another_scan_are_found(network: ALPNet) -> None:
     inferer = VolumeInferer([scan(shift=0)])
     scores = inferer(query["image"][None], network)
     assert scores.shape == (1, 2, 24, 32, 15)
-    assert inferer.organ_ids() == [3, 7]
+    assert list(inferer.organ_names().values()) == [3, 7]
     assert torch.equal(label_of(scores, [3, 7]), query["label"][None].long())
 
 

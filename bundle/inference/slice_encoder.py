@@ -1,0 +1,76 @@
+"""Encode the slices of volumes: (1, H, W, Z) -> features (D, h, w) of each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bundle.inference.features import kept_features
+from bundle.inference.matching import Features
+from bundle.inference.prototype_files import fingerprint
+from bundle.networks.alpnet import ALPNet
+from bundle.transforms.slices import to_network
+
+Precision = Literal["float32", "bfloat16"]
+
+Version = tuple[str, bool]
+"""Hash of a network's weights, and whether it is in training mode."""
+
+
+def version_of(network: nn.Module) -> Version:
+    """Return what differs whenever a network gives other features: results of equal versions may be reused.
+
+    The contents of the weights are hashed. PyTorch's own counter of changes does not show all of them: fused optimizers
+    and ``.data`` leave it as it is, and tensors of inference mode have none.
+    """
+    return fingerprint(network), network.training
+
+
+class SliceEncoder:
+    """Encodes slices, some at once, with what the encoder makes of itself for inference.
+
+    Args:
+        slice_batch: Slices that are encoded at once.
+        precision: Of the encoder: ``"float32"``, or ``"bfloat16"`` where the device is fast at it.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    def __init__(self, slice_batch: int = 8, precision: Precision = "float32") -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}.")
+        if slice_batch < 1:
+            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}.")
+        self.slice_batch = slice_batch
+        self.precision = precision
+        self._fast: tuple[Version, nn.Module] | None = None
+
+    @torch.no_grad()
+    def __call__(self, volume: Tensor, network: ALPNet) -> Features:
+        """Encode the slices of ``volume (1, H, W, Z)``."""
+        return kept_features(self._batches(volume, self._for_inference(network.encoder)), volume.shape[-1])
+
+    def _batches(self, volume: Tensor, encoder: nn.Module) -> Iterator[Tensor]:
+        """Yield the features of some slices at a time, ``(S, D, h, w)``."""
+        # Channels last is what convolutions are fastest with, on CPUs and GPUs.
+        for z in range(0, volume.shape[-1], self.slice_batch):
+            images = to_network(volume[..., z : z + self.slice_batch]).to(memory_format=torch.channels_last)
+            coarser = torch.autocast(volume.device.type, torch.bfloat16)
+            with coarser if self.precision == "bfloat16" else nullcontext():
+                features = encoder(images)
+            yield features.float()
+
+    def _for_inference(self, encoder: nn.Module) -> nn.Module:
+        """Return the encoder, or what it makes of itself for inference with its present weights."""
+        make = getattr(encoder, "for_inference", None)
+        if make is None or encoder.training:
+            return encoder
+        version = version_of(encoder)
+        if self._fast is None or self._fast[0] != version:
+            self._fast = (version, make())
+        return self._fast[1]

@@ -1,0 +1,255 @@
+"""What is remembered of annotated scans: read once, encoded once for each state of the network's weights."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import ImageMetaKey
+from torch import Tensor
+
+from bundle.inference.matching import Features, Matching, Support
+from bundle.inference.prototype_files import (
+    PrototypeRecord,
+    fingerprint,
+    read_prototypes,
+    refuse_other_making,
+    settings_of,
+    write_prototypes,
+)
+from bundle.inference.slice_encoder import SliceEncoder, version_of
+from bundle.keys import IMAGE, LABEL
+from bundle.networks.alpnet import ALPNet, PrototypeHead
+from bundle.transforms.masks import plain
+from bundle.transforms.slices import organs_of
+
+REMEMBERED_SCANS = 32
+"""Support scans that are kept encoded; at 256 x 256 about 3 MB an organ each, or 0.3 MB a slice (SliceMatching)."""
+
+NO_ORGAN = "none of the annotated scans shows an organ. Annotate one."
+
+
+class SupportLibrary:
+    """Annotated scans, from a data set, from files of prototypes, or from files that a query names.
+
+    Args:
+        support: A data set whose items hold ``image`` and ``label``, each ``(1, H, W, Z)``, preprocessed as queries
+            are; ``support.read`` reads the files that a query names.
+        encode: Encodes slices.
+        matching: Decides what is kept of a scan.
+        head: Pools in place of the network's own head; ``None`` is the network's.
+        organs: Names and ids of the organs. ``None`` takes every id of the label maps.
+        prototypes: Files of annotated scans that were encoded before.
+        preprocessing: What was done to the scans, by name.
+    """
+
+    def __init__(
+        self,
+        support: Any,
+        encode: SliceEncoder,
+        matching: Matching,
+        head: PrototypeHead | None = None,
+        organs: Mapping[str, int] | None = None,
+        prototypes: Sequence[Path] = (),
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.support = support
+        self.encode = encode
+        self.matching = matching
+        self.head = head
+        self.organs = organs
+        self.prototypes = list(prototypes)
+        self.preprocessing = settings_of(preprocessing or {})
+        self._scans: list[Mapping[str, Any]] = []
+        self._records: list[PrototypeRecord] = []
+        self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
+        self._encoded_with: Hashable = None
+
+    def scans(self) -> list[Mapping[str, Any]]:
+        """Return the annotated scans of the data set, read once; those of files of prototypes have no image.
+
+        Raises:
+            ValueError: If there is none and no file of prototypes either, or one cannot be used.
+        """
+        if not self._scans:
+            if len(self.support) == 0 and not self.prototypes:
+                raise ValueError("there is no annotated scan. Give at least one image with its label map as support.")
+            self._scans = [self.support[index] for index in range(len(self.support))]
+        return self._scans
+
+    def organ_names(self) -> dict[str, int]:
+        """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
+        if self.organs is not None:
+            return dict(self.organs)
+        named = {organ: name for record in self._file_records() for name, organ in record.organs.items()}
+        shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
+        return {named.get(organ, f"organ_{organ}"): organ for organ in sorted(shown | set(named))}
+
+    def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
+        """Put the annotated scans together, ready to score slices.
+
+        Args:
+            network: Its weights decide whether what was encoded before still holds.
+            device: Where the query is.
+            files: See ``encoded``. An organ that a partial scan shows is taken from partial ones alone.
+
+        Raises:
+            ValueError: If no scan shows an organ that is asked for.
+        """
+        scans = self.encoded(network, device, files)
+        shown = sorted({organ for _, scan in scans for organ in scan})
+        wanted = list(self.organs.values()) if self.organs else shown
+        if not wanted:
+            raise ValueError(NO_ORGAN)
+        return self.matching.pool({organ: self._sources(organ, scans) for organ in wanted}, self._head(network))
+
+    def encoded(
+        self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[tuple[bool, Any]]:
+        """Encode annotated scans, or remember them from before.
+
+        Args:
+            network: Its weights decide whether what was encoded before still holds.
+            device: Where the query is.
+            files: Annotated scans to use instead of the library's own: ``image`` and ``label`` files, ``ids`` from
+                values in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated.
+
+        Returns:
+            For each scan whether it is partial, and what ``Matching.encode`` keeps of it.
+        """
+        self._forget_other_weights((version_of(network), str(device)))
+        if not files:
+            return [(False, scan) for scan in self._own(network, device)]
+        return [(bool(entry.get("partial")), self._named(entry, network, device)) for entry in files]
+
+    def save(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
+        """Write the encoded scans to a file that stands for them, without their images.
+
+        Args:
+            path: The file, ending in ``.safetensors``; a ``.json`` beside it says what it holds.
+            network: The trained network; it is put in eval mode.
+            device: Where to encode.
+
+        Raises:
+            ValueError: If there is no annotated scan, or none of them shows an organ.
+        """
+        network.eval()
+        encoded = [scan for _, scan in self.encoded(network, torch.device(device))]
+        names = [_file_name(scan[IMAGE]) for scan in self._scans]
+        names += [scan["name"] for record in self._file_records() for scan in record.scans]
+        organs = {name: organ for name, organ in self.organ_names().items() if any(organ in scan for scan in encoded)}
+        if not organs:
+            raise ValueError(NO_ORGAN)
+        scans = [{key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan).items()} for scan in encoded]
+        shown = [
+            {"name": name, "organs": [organ for organ, value in organs.items() if value in scan]}
+            for name, scan in zip(names, encoded, strict=True)
+        ]
+        write_prototypes(path, scans, PrototypeRecord(organs, shown, self._made_with(network)))
+
+    # --- where scans come from ---------------------------------------------------------------------------------
+
+    def _own(self, network: ALPNet, device: torch.device) -> list[Any]:
+        """Return the encoded scans of the data set, and those of the files of prototypes."""
+        own = [
+            self._remembered(number, lambda scan=scan: self._encode_scan(scan, network, device))  # type: ignore[misc]
+            for number, scan in enumerate(self.scans())
+        ]
+        for file in self.prototypes:
+            own += self._remembered(file, lambda file=file: self._read(file, network, device))  # type: ignore[misc]
+        return own
+
+    def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> Any:
+        """Return an encoded scan that a query names; it is encoded again if its files changed."""
+        stamps = tuple((str(files[key]), os.stat(files[key]).st_mtime_ns) for key in (IMAGE, LABEL))
+        partial = bool(files.get("partial"))
+
+        def encode() -> Any:
+            scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
+            if files.get("ids") is not None:
+                scan[LABEL] = _renumbered(plain(scan[LABEL]), files["ids"])
+            return self._encode_scan(scan, network, device, partial)
+
+        return self._remembered((stamps, str(files.get("ids")), partial), encode)
+
+    def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[Any]:
+        scans, record = read_prototypes(file, device)
+        refuse_other_making(file, record, self._made_with(network))
+        return [self.matching.from_tensors(tensors) for tensors in scans]
+
+    @torch.no_grad()
+    def _encode_scan(
+        self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, partial: bool = False
+    ) -> Any:
+        image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
+
+        def encode(slices: Sequence[int]) -> Features:
+            return self.encode(image[..., slices], network)
+
+        return self.matching.encode(label, encode, self._head(network), partial)
+
+    def _sources(self, organ: int, scans: Sequence[tuple[bool, Any]]) -> list[Any]:
+        """Return the scans to take an organ from."""
+        shown = [(partial, encoded) for partial, encoded in scans if organ in encoded]
+        if not shown:
+            raise ValueError(
+                f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
+                "Annotate it, or take it out of organs."
+            )
+        drawn = [encoded for partial, encoded in shown if partial]
+        return drawn or [encoded for _, encoded in shown]
+
+    # --- what is remembered ------------------------------------------------------------------------------------
+
+    def _forget_other_weights(self, encoded_with: Hashable) -> None:
+        if encoded_with != self._encoded_with:
+            self._encoded.clear()
+            self._encoded_with = encoded_with
+
+    def _remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what was made before under this key; the scans that were not used for longest are forgotten."""
+        if key not in self._encoded:
+            self._encoded[key] = make()
+        self._encoded.move_to_end(key)
+        while len(self._encoded) > max(REMEMBERED_SCANS, len(self._scans) + len(self.prototypes)):
+            self._encoded.popitem(last=False)
+        return self._encoded[key]
+
+    def _file_records(self) -> list[PrototypeRecord]:
+        """Return the records of the files of prototypes, read once: names are asked for with every scan."""
+        if not self._records:
+            self._records = [read_prototypes(file)[1] for file in self.prototypes]
+        return self._records
+
+    def _made_with(self, network: ALPNet) -> dict[str, Any]:
+        head = self._head(network)
+        return {
+            "encoder": fingerprint(network.encoder),
+            "pooling": {"foreground": settings_of(head.foreground), "background": settings_of(head.background)},
+            "matching": self.matching.settings(),
+            "preprocessing": self.preprocessing,
+        }
+
+    def _head(self, network: ALPNet) -> PrototypeHead:
+        return network if self.head is None else self.head
+
+    def _name(self, organ: int) -> str:
+        names = [name for name, value in (self.organs or {}).items() if value == organ]
+        return names[0] if names else f"organ_{organ}"
+
+
+def _file_name(image: Tensor) -> str:
+    """Return the name of the file that a volume was read from, "" if it was not."""
+    return Path(str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
+
+
+def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
+    """Replace the values of a label map by organ ids; values that are not listed become 0."""
+    result = torch.zeros_like(label)
+    for value, organ in ids.items():
+        result[label == int(value)] = organ
+    return result
