@@ -208,6 +208,19 @@ def test_an_evaluation_leaves_the_table_of_the_training_alone(trained: Path, tmp
     assert "phantom_03" in (tmp_path / "again" / "report.html").read_text()
 
 
+def test_an_evaluation_within_a_training_is_that_of_the_written_weights(tmp_path: Path) -> None:
+    """With frozen batch norm, and the fused optimizer that train.yaml ships, nothing but values tells of a step."""
+    frozen = {"network_def#encoder#train_batch_norm": False}
+    train(tmp_path / "t", max_epochs=2, epoch_length=4, val_interval=1, **frozen)
+    keys = {"checkpoint": str(tmp_path / "t" / "model.pt"), "dataset_dir": str(tmp_path / "t" / "phantom")}
+    workflow([*TRAIN, str(CONFIGS / "evaluate.yaml")], tmp_path / "e", **keys).run()
+    rows = [line.split(",") for line in (tmp_path / "t" / "dice.csv").read_text().splitlines()[1:]]
+    within, untrained = ({organ: dice for at, _, organ, dice in rows if at == epoch} for epoch in ("2", "0"))
+    fresh = {case["organ"]: f"{float(case['dice']):.4f}" for case in read_cases(tmp_path / "e" / "cases.csv")}
+    assert within == fresh
+    assert within != untrained
+
+
 def test_help_prints_the_keys_and_starts_nothing(tmp_path: Path) -> None:
     done = run_command("bundle", "training", "--help", "--output_dir", str(tmp_path))
     assert "max_epochs" in done.stdout + done.stderr

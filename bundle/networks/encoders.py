@@ -62,6 +62,7 @@ class ResNetEncoder(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        _check_switches(train_batch_norm=train_batch_norm, identity_projection=identity_projection)
         self.backbone = _dilated_resnet(depth, last_stage, in_channels)
         if weights is not None:
             load_backbone_weights(self.backbone, weights, depth)
@@ -110,6 +111,13 @@ class ResNetEncoder(nn.Module):
                 module.eval()
                 for parameter in module.parameters():
                     parameter.requires_grad_(False)
+
+
+def _check_switches(**switches: bool) -> None:
+    """Refuse words: ``--...#train_batch_norm false`` is the word "false", which Python counts as true."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got the text {value!r}. Write True or False for it.")
 
 
 def _dilated_resnet(depth: int, last_stage: str, in_channels: int) -> nn.Sequential:

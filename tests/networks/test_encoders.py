@@ -76,6 +76,8 @@ def test_without_projection_the_features_are_the_trunks() -> None:
     [
         ({"depth": 20}, "depth must be 18, 34, 50 or 101"),
         ({"last_stage": "layer5"}, "last_stage must be"),
+        ({"train_batch_norm": "false"}, "train_batch_norm must be true or false, got the text 'false'"),
+        ({"identity_projection": 1}, "identity_projection must be true or false"),
         ({"depth": 50, "identity_projection": True}, "identity_projection needs out_channels equal"),
     ],
 )
