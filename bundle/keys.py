@@ -38,6 +38,3 @@ PRED_MASKS = "pred_masks"
 
 QUALITY = "quality"
 """In the meta of scores: how good each organ's mask is by the network's own estimate, ``(O,)``."""
-
-OWN_MARGINS = "own_margins"
-"""In the meta of scores: the median margin of each organ's voxels in the annotated scans themselves, ``(O,)``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from bundle.inference.matching import ChunkMatching, Extents, Features, Matching, Support
 from bundle.inference.slice_encoder import Precision, SliceEncoder
 from bundle.inference.support_library import SupportLibrary
-from bundle.keys import EXPLAINED, ORGAN_IDS, OWN_MARGINS, SUPPORT
+from bundle.keys import EXPLAINED, ORGAN_IDS, SUPPORT
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.transforms.masks import plain
 from bundle.transforms.slices import organ_slices
@@ -90,8 +90,7 @@ class VolumeInferer(Inferer):
         Returns:
             ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
             It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
-            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean; and under
-            ``own_margins`` what ``Support.own_margins`` tells, if it does.
+            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -113,8 +112,6 @@ class VolumeInferer(Inferer):
         )
         meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
         meta[EXPLAINED] = torch.stack(explained)
-        if (own := shown.own_margins()) is not None:
-            meta[OWN_MARGINS] = torch.tensor([own] * len(inputs))
         return MetaTensor(scores[0][None] if len(scores) == 1 else torch.stack(scores), meta=meta)
 
     def organ_names(self) -> dict[str, int]:

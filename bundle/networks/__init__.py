@@ -8,7 +8,6 @@ from bundle.networks.prototypes import (
     ClassPrototype,
     ForegroundPrototypes,
     LocalPrototypes,
-    SeveralPoolings,
 )
 from bundle.networks.transformer import TransformerEncoder
 from bundle.networks.weights import load_network, trainable_parameters
@@ -23,7 +22,6 @@ __all__ = [
     "LocalPrototypes",
     "PrototypeHead",
     "ResNetEncoder",
-    "SeveralPoolings",
     "TopKClassifier",
     "TransformerEncoder",
     "load_network",

@@ -7,8 +7,6 @@ Every pooling here has that signature, so the config can swap one for another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,27 +135,6 @@ class BackgroundPrototypes(nn.Module):
         if local.shape[0] > 0:
             return local
         return masked_average_pool(features, mask).mean(dim=0, keepdim=True)
-
-
-class SeveralPoolings(nn.Module):
-    """The prototypes of several poolings together, such as windows of several sizes.
-
-    Args:
-        poolings: Each maps features ``(K, D, h, w)`` and a mask ``(K, 1, h, w)`` to prototypes ``(N, D)``.
-
-    Raises:
-        ValueError: If there is none.
-    """
-
-    def __init__(self, poolings: Sequence[nn.Module]) -> None:
-        super().__init__()
-        if not poolings:
-            raise ValueError("SeveralPoolings needs at least one pooling.")
-        self.poolings = nn.ModuleList(poolings)
-
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Return the ``(N, D)`` prototypes of all poolings, one behind the other."""
-        return torch.cat([pooling(features, mask) for pooling in self.poolings])
 
 
 def _check_aligned(features: Tensor, mask: Tensor) -> None:

@@ -7,7 +7,6 @@ from bundle.transforms.refinement import (
     AssessScoresd,
     GuidedScoresd,
     LargestComponentsd,
-    PresenceGated,
     SmoothAcrossSlicesd,
 )
 from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
@@ -23,7 +22,6 @@ __all__ = [
     "GuidedScoresd",
     "LabelToMasksd",
     "LargestComponentsd",
-    "PresenceGated",
     "RestoreGridd",
     "ScoresToLabeld",
     "ScoresToMasksd",

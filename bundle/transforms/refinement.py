@@ -15,7 +15,7 @@ from monai.transforms import MapTransform
 from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
 from torch import Tensor
 
-from bundle.keys import IMAGE, OWN_MARGINS, QUALITY
+from bundle.keys import IMAGE, QUALITY
 from bundle.transforms.masks import each_organ_mask, plain
 
 Data = dict[Hashable, Any]
@@ -209,46 +209,6 @@ class LargestComponentsd(RefineScoresd):
         parts = get_largest_connected_component_mask(mask[box][None], connectivity=1, num_components=self.parts)
         kept[box] = plain(parts)[0].bool()
         return kept
-
-
-class PresenceGated(RefineScoresd):
-    """Leave out an organ that is found with too little evidence: the scan does not show it.
-
-    Evidence is the median score of the voxels that would be the organ. It is compared with that of the organ's voxels
-    in the annotated scans, each slice scored by the others; where that is not known (a single annotated slice) nothing
-    is left out. It costs true organs in scans that look unlike the annotated one, so no preset has it
-    (docs/annotate_one.md).
-
-    Args:
-        keys: Scores of ``VolumeInferer``; their meta tells the margins of the support, if the matching is a
-            ``SliceMatching`` with ``measure_own``.
-        share: Of the support's evidence that is enough, in [0, 1].
-        overlap: As of ``LargestComponentsd``.
-        inplace: As of ``RefineScoresd``.
-
-    Raises:
-        ValueError: If ``share`` is out of range.
-    """
-
-    def __init__(self, keys: KeysCollection, share: float = 0.3, overlap: bool = False, inplace: bool = False) -> None:
-        super().__init__(keys, inplace)
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be in [0, 1], of the evidence that the annotated scans have, got {share}.")
-        self.share = share
-        self.overlap = overlap
-
-    def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
-        """Make the scores of the organs that are left out negative.
-
-        Raises:
-            ValueError: If the margins of the support were not measured.
-        """
-        if meta is None or OWN_MARGINS not in meta:
-            raise ValueError("PresenceGated needs bundle.inference.matching.SliceMatching with measure_own: true.")
-        enough = self.share * torch.as_tensor(meta[OWN_MARGINS]).flatten()
-        for own, mask, least in zip(scores, each_organ_mask(scores, self.overlap), enough.tolist(), strict=True):
-            if mask.any() and float(own[mask].median()) < least:
-                own.copy_(-own.abs())
 
 
 class AssessScoresd(MapTransform):

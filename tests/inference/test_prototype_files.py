@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 import bundle.inference.prototype_files
-from bundle.inference.matching import ChunkMatching, Matching, SelfSupport, SliceMatching
+from bundle.inference.matching import ChunkMatching, Matching, SliceMatching
 from bundle.inference.prototype_files import (
     PrototypeRecord,
     fingerprint,
@@ -33,8 +33,6 @@ MATCHINGS: dict[str, Any] = {
     "one chunk": ChunkMatching(chunks=1),
     "slices": SliceMatching(slices=3),
     "by height": SliceMatching(by="height"),
-    "measured": SliceMatching(measure_own=True),
-    "second look": SelfSupport(SliceMatching()),
 }
 
 

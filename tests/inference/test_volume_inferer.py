@@ -374,15 +374,6 @@ def test_an_organ_that_is_not_asked_for_is_background(matching: SliceMatching | 
     assert torch.equal(scores[0] > 0, query["label"] == 3)
 
 
-def test_scores_carry_the_margins_of_their_support_if_they_are_measured() -> None:
-    network = ALPNet(Intensities(), classifier=TopKClassifier(k=1)).eval()
-    query = scan(9)["image"][None].repeat(2, 1, 1, 1, 1)
-    measured = VolumeInferer([scan(0)], matching=SliceMatching(measure_own=True))(query, network)
-    torch.testing.assert_close(measured.meta["own_margins"], torch.full((2, 2), 20.0))
-    for matching in (None, SliceMatching()):
-        assert "own_margins" not in VolumeInferer([scan(0)], matching=matching)(query, network).meta
-
-
 def test_a_head_is_in_eval_mode() -> None:
     head = PrototypeHead()
     VolumeInferer([scan(0)], head=head)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.networks import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes, SeveralPoolings
+from bundle.networks import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
 from bundle.networks.prototypes import masked_average_pool
 
 POOLINGS = [ClassPrototype, LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes]
@@ -159,16 +159,3 @@ def test_a_map_that_is_too_narrow_on_one_side_has_no_local_prototypes(size: tupl
     features, mask = torch.randn(1, 5, *size), torch.ones(1, 1, *size)
     assert LocalPrototypes(window=4)(features, mask).shape == (0, 5)
     assert ForegroundPrototypes(window=4)(features, mask).shape == (1, 5)
-
-
-def test_several_poolings_give_all_their_prototypes() -> None:
-    features, mask = torch.randn(2, 5, 12, 16), block(2, 2, 7, 9).expand(2, 1, 12, 16)
-    windows = [LocalPrototypes(window) for window in (1, 2, 4)]
-    together = SeveralPoolings(windows)(features, mask)
-    torch.testing.assert_close(together, torch.cat([pooling(features, mask) for pooling in windows]))
-    assert len(together) > len(windows[0](features, mask))
-
-
-def test_no_pooling_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one pooling"):
-        SeveralPoolings([])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -11,9 +10,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from bundle.transforms import AssessScoresd, GuidedScoresd, LargestComponentsd, PresenceGated, SmoothAcrossSlicesd
+from bundle.transforms import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 
-REFINEMENTS = [SmoothAcrossSlicesd, GuidedScoresd, LargestComponentsd, PresenceGated, AssessScoresd]
+REFINEMENTS = [SmoothAcrossSlicesd, GuidedScoresd, LargestComponentsd, AssessScoresd]
 
 
 def stack_of(*slices: float) -> Tensor:
@@ -218,55 +217,6 @@ def test_an_organ_that_was_not_found_has_no_part() -> None:
     torch.testing.assert_close(largest(found, missing)[1], missing)
 
 
-# --- organs that the scan does not show ------------------------------------------------------------------------------
-
-
-def gated(own_margins: list[float], *organs: list[float], share: float = 0.5, overlap: bool = False) -> Tensor:
-    scores = MetaTensor(torch.tensor(organs)[:, None, None], meta={"own_margins": torch.tensor(own_margins)})
-    return refined(PresenceGated("pred", share, overlap), scores).as_tensor().flatten(1)
-
-
-FAINT = [1.0, 9.0, 2.0, -5.0]  # median 2
-
-
-@pytest.mark.parametrize(
-    ("own_margin", "share", "is_kept"),
-    [
-        (4.0, 0.5, True),
-        (4.2, 0.5, False),
-        (4.2, 0.4, True),
-        (99.0, 0.0, True),
-        (2.1, 1.0, False),
-        (math.nan, 1.0, True),
-    ],
-)
-def test_an_organ_with_too_little_evidence_is_left_out(own_margin: float, share: float, is_kept: bool) -> None:
-    expected = FAINT if is_kept else [-1.0, -9.0, -2.0, -5.0]
-    assert gated([own_margin], FAINT, share=share).tolist() == [expected]
-
-
-def test_each_organ_is_compared_with_the_evidence_of_its_own() -> None:
-    other = [-1.0, -1.0, -1.0, 3.0]
-    assert gated([9.0, 3.0], FAINT, other).tolist() == [[-1.0, -9.0, -2.0, -5.0], other]
-    assert gated([3.0, 9.0], FAINT, other).tolist() == [FAINT, [-1.0, -1.0, -1.0, -3.0]]
-
-
-def test_an_organ_that_was_not_found_needs_no_evidence() -> None:
-    assert gated([9.0], [-1.0, 0.0, -2.0]).tolist() == [[-1.0, 0.0, -2.0]]
-
-
-@pytest.mark.parametrize(("overlap", "is_kept"), [(False, True), (True, False)])
-def test_the_evidence_of_an_organ_is_that_of_its_mask(overlap: bool, is_kept: bool) -> None:
-    """The second organ is better in two of the first one's voxels."""
-    kept = gated([8.0, 0.0], [6.0, 1.0, 1.0], [-1.0, 2.0, 3.0], overlap=overlap)
-    assert kept[0].tolist() == ([6.0, 1.0, 1.0] if is_kept else [-6.0, -1.0, -1.0])
-
-
-def test_an_organ_that_is_left_out_is_nowhere() -> None:
-    """The second organ is better in one of the first one's voxels, and is left out too."""
-    assert bool((gated([9.0, 99.0], [2.0, 1.0, -1.0], [-1.0, 5.0, -1.0]) <= 0).all())
-
-
 # --- how good the masks are ------------------------------------------------------------------------------------------
 
 
@@ -300,7 +250,7 @@ def test_scores_are_assessed_as_they_are() -> None:
 
 def scores_of(organs: int) -> MetaTensor:
     affine = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
-    meta = {"organ_ids": torch.arange(organs) + 4, "own_margins": torch.full((organs,), 5.0), "more": "kept"}
+    meta = {"organ_ids": torch.arange(organs) + 4, "more": "kept"}
     return MetaTensor(torch.randn(organs, 6, 5, 4), affine=affine, meta=meta)
 
 
@@ -345,18 +295,11 @@ class TestEveryRefinement:
             "radius must be at least 1 pixel and flatness above 0, got 8 and 0",
         ),
         (lambda: LargestComponentsd("pred", parts=0), "parts must be at least 1, got 0"),
-        (lambda: PresenceGated("pred", share=-0.1), r"share must be in \[0, 1\]"),
-        (lambda: PresenceGated("pred", share=1.1), r"share must be in \[0, 1\]"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], MapTransform], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def test_a_gate_without_measured_margins_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"PresenceGated needs .*SliceMatching with measure_own: true"):
-        PresenceGated("pred")({"pred": MetaTensor(torch.zeros(1, 2, 2, 2))})
 
 
 def test_an_image_on_another_grid_is_refused() -> None:
@@ -369,7 +312,7 @@ def test_an_image_on_another_grid_is_refused() -> None:
 
 @pytest.mark.parametrize("transform", [t for t in REFINEMENTS if t is not AssessScoresd])
 def test_in_place_the_scores_are_the_same_and_held_once(transform: Callable[..., MapTransform]) -> None:
-    scores = MetaTensor(5 * torch.randn(2, 20, 24, 6), meta={"own_margins": torch.full((2,), 90.0)})
+    scores = MetaTensor(5 * torch.randn(2, 20, 24, 6))
     image, before = torch.randn(1, 20, 24, 6), scores.clone()
     expected = refined(transform("pred"), scores, image)
     assert torch.equal(scores, before)
@@ -383,8 +326,7 @@ def test_in_place_the_scores_are_the_same_and_held_once(transform: Callable[...,
 @pytest.mark.parametrize("transform", REFINEMENTS)
 def test_scores_may_lie_in_memory_slice_by_slice(transform: Callable[..., MapTransform]) -> None:
     """So ``VolumeInferer`` gives them."""
-    meta = {"own_margins": torch.full((2,), 1.0)}
     scores, image = torch.randn(2, 20, 24, 6), torch.randn(1, 20, 24, 6)
     by_slice = scores.movedim(-1, 0).contiguous().movedim(0, -1)
-    expected = refined(transform("pred"), MetaTensor(scores, meta=meta), image)
-    torch.testing.assert_close(refined(transform("pred"), MetaTensor(by_slice, meta=meta), image), expected)
+    expected = refined(transform("pred"), MetaTensor(scores), image)
+    torch.testing.assert_close(refined(transform("pred"), MetaTensor(by_slice), image), expected)

@@ -10,7 +10,6 @@ so the config can swap one for another.
 
 from bundle.inference.matching.base import Extents, Features, Matching, Support
 from bundle.inference.matching.chunks import ChunkMatching
-from bundle.inference.matching.self_support import SelfSupport
 from bundle.inference.matching.slices import SliceMatching
 
-__all__ = ["ChunkMatching", "Extents", "Features", "Matching", "SelfSupport", "SliceMatching", "Support"]
+__all__ = ["ChunkMatching", "Extents", "Features", "Matching", "SliceMatching", "Support"]

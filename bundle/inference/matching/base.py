@@ -23,13 +23,6 @@ Extents = Mapping[int, tuple[int, int] | None]
 class Support(ABC):
     """What all annotated scans together tell of the organs, ready to score slices."""
 
-    def own_margins(self) -> list[float] | None:
-        """Return for each organ the median margin of its voxels in the annotated scans themselves, NaN if unknown.
-
-        ``None`` if it is not measured.
-        """
-        return None
-
     @property
     @abstractmethod
     def organs(self) -> list[int]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,13 +26,10 @@ class EncodedScan:
     Attributes:
         prototypes: For each slice the prototypes ``(N, D)`` of the classes that it shows, by id.
         descriptions: What the slices look like, unit vectors ``(S, E)``.
-        own_margins: By organ the median margin of its pixels, when each slice is scored by the others; without organs
-            that fewer than two slices show.
     """
 
     prototypes: list[dict[int, Tensor]]
     descriptions: Tensor
-    own_margins: dict[int, float] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the ids of the organs that the scan shows."""
@@ -59,7 +55,6 @@ class SliceMatching(Matching):
             for scans that all show the same part of the body.
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
-        measure_own: Score each annotated slice by the others, for ``PresenceGated``.
 
     Raises:
         ValueError: If a number is below 1, or ``by`` is unknown.
@@ -71,7 +66,6 @@ class SliceMatching(Matching):
         grid: int = 4,
         by: Literal["likeness", "height"] = "likeness",
         annotated_slices: int | None = None,
-        measure_own: bool = False,
     ) -> None:
         if by not in ("likeness", "height"):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
@@ -82,7 +76,6 @@ class SliceMatching(Matching):
         self.grid = grid
         self.by = by
         self.annotated_slices = annotated_slices
-        self.measure_own = measure_own
 
     def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> EncodedScan:
         """Pool the prototypes of each class in each annotated slice."""
@@ -91,7 +84,7 @@ class SliceMatching(Matching):
             return EncodedScan([], label.new_zeros(0, 1).float())
         features = encode(slices)
         organs = organs_of(label)
-        prototypes, masks = [], []
+        prototypes = []
         for z, feature in zip(slices, features, strict=True):  # one by one: masks of a volume are as large as it is
             whole = torch.stack([label[..., z] == organ for organ in organs])[None]  # (1, O, 1, H, W)
             soft = reduce_mask(whole, feature[None])[0]
@@ -100,29 +93,7 @@ class SliceMatching(Matching):
                 if whole[0, place].any():
                     classes[organ] = head.foreground(feature[None], soft[place, None])
             prototypes.append(classes)
-            masks.append(soft[:, 0] > 0.5)
-        encoded = EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
-        if not self.measure_own:
-            return encoded
-        return replace(encoded, own_margins=self._own_margins(encoded, features, masks, organs, head))
-
-    def _own_margins(
-        self, encoded: EncodedScan, features: Features, masks: list[Tensor], organs: Sequence[int], head: PrototypeHead
-    ) -> dict[int, float]:
-        found: dict[int, list[Tensor]] = {}
-        for z, (query, shown) in enumerate(zip(features, masks, strict=True)):
-            if not shown.any():
-                continue
-            others = [place for place in range(len(features)) if place != z]
-            rest = EncodedScan([encoded.prototypes[place] for place in others], encoded.descriptions[others])
-            seen = {organ: [rest] for organ in organs if organ in rest}
-            if not seen:
-                continue
-            margins, _ = SliceSupport(seen, self, head).margins(query, encoded.descriptions[z])
-            for organ, margin in zip(seen, margins, strict=True):
-                found.setdefault(organ, []).append(margin[shown[organs.index(organ)]])
-        pixels = {organ: torch.cat(margins) for organ, margins in found.items()}
-        return {organ: float(values.median()) for organ, values in pixels.items() if len(values)}
+        return EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
 
     def _annotated(self, label: Tensor, partial: bool) -> list[int]:
         shown = [organ_slices(label, organ) for organ in organs_of(label)]
@@ -134,7 +105,7 @@ class SliceMatching(Matching):
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the prototypes and the descriptions of slices."""
-        names = ("grid", "by", "annotated_slices", "measure_own")
+        names = ("grid", "by", "annotated_slices")
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def to_tensors(self, encoded: EncodedScan) -> dict[str, Tensor]:
@@ -144,8 +115,6 @@ class SliceMatching(Matching):
             "prototypes": torch.cat([some for _, _, some in kept]),
             "slice_class_number": torch.tensor([(z, organ, len(some)) for z, organ, some in kept]),
             "descriptions": encoded.descriptions,
-            "own_margin_organs": torch.tensor(list(encoded.own_margins), dtype=torch.int64),
-            "own_margins": torch.tensor(list(encoded.own_margins.values()), dtype=torch.float64),
         }
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
@@ -155,8 +124,7 @@ class SliceMatching(Matching):
         parts = tensors["prototypes"].split([number for _, _, number in kept])
         for (z, organ, _), some in zip(kept, parts, strict=True):
             prototypes[z][organ] = some
-        own = zip(tensors["own_margin_organs"].tolist(), tensors["own_margins"].tolist(), strict=True)
-        return EncodedScan(prototypes, tensors["descriptions"], dict(own))
+        return EncodedScan(prototypes, tensors["descriptions"])
 
     def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
@@ -220,13 +188,6 @@ class SliceSupport(Support):
     def organs(self) -> list[int]:
         """The ids of the organs, in the order of the margins."""
         return list(self.sources)
-
-    def own_margins(self) -> list[float] | None:
-        """Return for each organ the mean over its scans; NaN if none of them knows."""
-        if not self.matching.measure_own:
-            return None
-        known = [[s.own_margins[o] for s in scans if o in s.own_margins] for o, scans in self.sources.items()]
-        return [fmean(margins) if margins else math.nan for margins in known]
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -161,47 +159,6 @@ def test_a_scan_without_an_organ_says_nothing(limit: int | None, partial: bool) 
     assert features.asked == []
     assert encoded.prototypes == []
     assert list(encoded) == []
-
-
-# --- what a scan tells of itself -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("grays", "rows", "expected"),
-    [
-        ((1, 2), (4, 4), 0.0),  # neither looks like the other
-        ((1, 2, 2), (4, 4, 4), 5.0),
-        ((1, 2, 2), (12, 4, 4), 0.0),  # most of the pixels are in the slice that is like no other
-    ],
-)
-def test_the_slices_of_a_scan_score_each_other(grays: tuple[int, ...], rows: tuple[int, ...], expected: float) -> None:
-    inside = torch.arange(16)[:, None, None] < torch.tensor(rows)
-    label = (3 * inside).expand(16, 24, -1)[None].clone()
-    label[:, :, 20:] = 0
-    image = torch.where(label == 3, torch.tensor(grays), 0)
-    head = PrototypeHead(classifier=TopKClassifier(k=1, scale=5.0)).eval()
-    encoded = SliceMatching(measure_own=True).encode(label, lambda slices: features_of(image)[slices], head)
-    assert encoded.own_margins == pytest.approx({3: expected})
-
-
-def test_a_scan_tells_only_of_organs_that_several_of_its_slices_show() -> None:
-    support = scan("oo")
-    support["label"][..., 1][support["label"][..., 1] == 7] = 0
-    assert encoded_scan(SliceMatching(measure_own=True), support).own_margins == pytest.approx({3: 20.0})
-
-
-@pytest.mark.parametrize("kinds", ["o", "o.", ".ox."])
-def test_a_scan_whose_organs_are_in_one_slice_tells_nothing_of_itself(kinds: str) -> None:
-    encoded = encoded_scan(SliceMatching(measure_own=True), scan(kinds))
-    assert list(encoded) == [3, 7]
-    assert encoded.own_margins == {}
-
-
-def test_the_margins_of_a_support_are_the_means_over_its_scans() -> None:
-    scans = [replace(encoded({0: 0.0}), own_margins=margins) for margins in ({3: 4.0, 7: 1.0}, {3: 8.0}, {})]
-    support = SliceMatching(measure_own=True).pool({7: scans[:2], 3: scans, 5: scans}, TOTAL)
-    assert support.organs == [7, 3, 5]
-    assert support.own_margins() == pytest.approx([1.0, 6.0, math.nan], nan_ok=True)
 
 
 # --- what slices look like -------------------------------------------------------------------------------------------
