@@ -7,9 +7,15 @@ Every pooling here has that signature, so the config can swap one for another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Window = int | Sequence[int]
+"""Side of a square cell, or its rows and columns, in feature-map pixels: the paper's L_H x L_W."""
 
 
 def masked_average_pool(features: Tensor, mask: Tensor, eps: float = 1e-5) -> Tensor:
@@ -42,20 +48,20 @@ class ClassPrototype(nn.Module):
 class LocalPrototypes(nn.Module):
     """Adaptive local prototype pooling (paper, section 3.2, eq. 1).
 
-    Each ``window x window`` cell of the feature map gives one prototype, its plain mean, if the mask
-    covers more than ``min_coverage`` of the cell. Cells are laid from the top left; rows and columns
+    Each cell of the feature map gives one prototype, its plain mean, if the mask covers more than
+    ``min_coverage`` of the cell. Cells are laid from the top left; rows and columns
     that fill no whole cell are left out.
 
     Args:
-        window: Side of a cell in training mode, in feature-map pixels, >= 1.
-        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
+        eval_window: The same in eval mode; ``None`` means as in training.
         min_coverage: Share of a cell that the mask must cover, in [0, 1).
 
     Raises:
         ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
     """
 
-    def __init__(self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95) -> None:
+    def __init__(self, window: Window = 4, eval_window: Window | None = 2, min_coverage: float = 0.95) -> None:
         super().__init__()
         self.window = _checked_window("window", window)
         self.eval_window = _checked_window("eval_window", window if eval_window is None else eval_window)
@@ -65,7 +71,7 @@ class LocalPrototypes(nn.Module):
         """Return the ``(N, D)`` prototypes of the covered cells, shot by shot, row by row; ``N`` may be 0."""
         _check_aligned(features, mask)
         window = self.window if self.training else self.eval_window
-        if window > features.shape[-2] or window > features.shape[-1]:
+        if not _fits(window, features):
             return features.new_zeros(0, features.shape[1])
         cells = F.avg_pool2d(features, window)
         coverage = F.avg_pool2d(mask, window).squeeze(1)
@@ -76,21 +82,21 @@ class ForegroundPrototypes(nn.Module):
     """The paper's foreground: local prototypes and one class-level prototype a shot.
 
     Where no cell is covered, there is only the class-level prototype, averaged over shots. Whether a cell
-    is covered is asked of cells of side ``rule_window``, in training and at test time alike, as the
+    is covered is asked of cells of size ``rule_window``, in training and at test time alike, as the
     authors' code does (docs/method.md): a small organ has no local prototypes although a 2 x 2 cell would fit.
 
     Args:
-        window: Side of a cell in training mode, in feature-map pixels, >= 1.
-        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
+        eval_window: The same in eval mode; ``None`` means as in training.
         min_coverage: Share of a cell that the mask must cover, in [0, 1).
-        rule_window: Side of the cells that decide whether local prototypes are used, >= 1.
+        rule_window: Side, or ``(rows, columns)``, of the cells that decide whether local prototypes are used, >= 1.
 
     Raises:
         ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
     """
 
     def __init__(
-        self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95, rule_window: int = 4
+        self, window: Window = 4, eval_window: Window | None = 2, min_coverage: float = 0.95, rule_window: Window = 4
     ) -> None:
         super().__init__()
         self.local = LocalPrototypes(window, eval_window, min_coverage)
@@ -105,7 +111,7 @@ class ForegroundPrototypes(nn.Module):
         return class_level.mean(dim=0, keepdim=True)
 
     def _covers_a_cell(self, mask: Tensor) -> bool:
-        if self.rule_window > mask.shape[-2] or self.rule_window > mask.shape[-1]:
+        if not _fits(self.rule_window, mask):
             return False
         return bool((F.avg_pool2d(mask, self.rule_window) >= self.min_coverage).any())
 
@@ -116,18 +122,35 @@ class BackgroundPrototypes(nn.Module):
     Where no cell is covered the authors' code raises, and its training loop skips the episode. Here the
     class-level prototype stands in, so that every episode has a result (docs/method.md).
 
+    Cells that are neither covered by the foreground nor free of it are mixed. The paper's text gives every cell that
+    the foreground does not cover to the background (section 3.2); the authors' code drops the mixed ones.
+
     Args:
-        window: Side of a cell in training mode, in feature-map pixels, >= 1.
-        eval_window: Side of a cell in eval mode; ``None`` means as in training.
+        window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
+        eval_window: The same in eval mode; ``None`` means as in training.
         min_coverage: Share of a cell that the mask must cover, in [0, 1).
+        mixed_cells: ``"drop"`` as the code does, or ``"background"`` as the paper says: a cell is the background's if
+            the foreground, what ``mask`` leaves out, covers less than ``min_coverage`` of it.
 
     Raises:
-        ValueError: If a window is below 1 or ``min_coverage`` lies outside [0, 1).
+        ValueError: If a window is below 1, ``min_coverage`` lies outside [0, 1), or ``mixed_cells`` is unknown.
     """
 
-    def __init__(self, window: int = 4, eval_window: int | None = 2, min_coverage: float = 0.95) -> None:
+    def __init__(
+        self,
+        window: Window = 4,
+        eval_window: Window | None = 2,
+        min_coverage: float = 0.95,
+        mixed_cells: Literal["drop", "background"] = "drop",
+    ) -> None:
         super().__init__()
-        self.local = LocalPrototypes(window, eval_window, min_coverage)
+        if mixed_cells not in ("drop", "background"):
+            raise ValueError(f"mixed_cells must be 'drop' or 'background', got {mixed_cells!r}.")
+        if mixed_cells == "background" and min_coverage == 0:
+            raise ValueError("min_coverage must be above 0 with mixed_cells 'background', or no cell is left for it.")
+        self.mixed_cells = mixed_cells
+        coverage = _checked_coverage(min_coverage)
+        self.local = LocalPrototypes(window, eval_window, coverage if mixed_cells == "drop" else 1 - coverage)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Return the ``(N, D)`` prototypes; an empty mask gives one of zeros."""
@@ -146,10 +169,21 @@ def _check_aligned(features: Tensor, mask: Tensor) -> None:
         )
 
 
-def _checked_window(name: str, window: int) -> int:
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"{name} must be a whole number of feature-map pixels, at least 1, got {window!r}.")
-    return window
+def _checked_window(name: str, window: Window) -> tuple[int, int]:
+    """Return the rows and columns of a cell."""
+    sides = list(window) if isinstance(window, Sequence) and not isinstance(window, str) else [window, window]
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= 1 for side in sides)
+    if not whole or len(sides) != 2:
+        raise ValueError(
+            f"{name} must be a whole number of feature-map pixels, at least 1, or two of them, rows and columns, got "
+            f"{window!r}. Write 4, or [3, 5]."
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _fits(window: tuple[int, int], features: Tensor) -> bool:
+    """Tell whether ``(..., h, w)`` holds a whole cell."""
+    return window[0] <= features.shape[-2] and window[1] <= features.shape[-1]
 
 
 def _checked_coverage(min_coverage: float) -> float:

@@ -144,9 +144,9 @@ def test_the_fingerprint_does_not_depend_on_the_layout_in_memory(network: ALPNet
 def test_settings_are_spelled_out() -> None:
     assert settings_of(ForegroundPrototypes(3, None, 0.5, 2)) == {
         "kind": "ForegroundPrototypes",
-        "rule_window": 2,
+        "rule_window": [2, 2],
         "min_coverage": 0.5,
-        "local": {"kind": "LocalPrototypes", "window": 3, "eval_window": 3, "min_coverage": 0.5},
+        "local": {"kind": "LocalPrototypes", "window": [3, 3], "eval_window": [3, 3], "min_coverage": 0.5},
     }
     assert settings_of({1: (None, "a", 2.5)}) == {"1": [None, "a", 2.5]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,25 +21,62 @@ def block(top: int, left: int, height: int, width: int, field: tuple[int, int] =
     return mask
 
 
-def pool_by_loop(features: Tensor, mask: Tensor, window: int, min_coverage: float) -> Tensor:
+def pool_by_loop(features: Tensor, mask: Tensor, window: int | tuple[int, int], min_coverage: float) -> Tensor:
     """The paper's definition, one cell at a time."""
+    rows, columns = window if isinstance(window, tuple) else (window, window)
     kept = []
     for shot, shot_mask in zip(features, mask, strict=True):
-        for top in range(0, shot.shape[-2] - window + 1, window):
-            for left in range(0, shot.shape[-1] - window + 1, window):
-                cell = (slice(top, top + window), slice(left, left + window))
+        for top in range(0, shot.shape[-2] - rows + 1, rows):
+            for left in range(0, shot.shape[-1] - columns + 1, columns):
+                cell = (slice(top, top + rows), slice(left, left + columns))
                 if shot_mask[0][cell].mean() > min_coverage:
                     kept.append(shot[(slice(None), *cell)].mean(dim=(-2, -1)))
     return torch.stack(kept) if kept else features.new_zeros(0, features.shape[1])
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 4])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, (3, 5), (5, 3), (1, 14)])
 @pytest.mark.parametrize("shots", [1, 3])
-def test_local_prototypes_match_the_loop(window: int, shots: int) -> None:
+def test_local_prototypes_match_the_loop(window: Any, shots: int) -> None:
     features = torch.randn(shots, 5, 9, 14)
     mask = (torch.rand(shots, 1, 9, 14) > 0.3).float()
     pooling = LocalPrototypes(window, eval_window=None, min_coverage=0.5)
     torch.testing.assert_close(pooling(features, mask), pool_by_loop(features, mask, window, 0.5))
+
+
+def test_windows_may_have_other_rows_than_columns_in_training_in_eval_mode_and_in_the_rule() -> None:
+    features, mask = torch.randn(1, 5, 12, 20), block(3, 5, 3, 5, field=(12, 20))
+    pooling = ForegroundPrototypes(window=[3, 5], eval_window=(1, 5), rule_window=[3, 5])
+    assert pooling.train()(features, mask).shape[0] == 1 + 1
+    torch.testing.assert_close(pooling(features, mask)[:1], features[:, :, 3:6, 5:10].mean((-2, -1)))
+    assert pooling.eval()(features, mask).shape[0] == 3 + 1
+    assert ForegroundPrototypes(3, rule_window=(5, 3))(features, mask).shape[0] == 1
+    assert ForegroundPrototypes(3, rule_window=(4, 21))(features, mask).shape[0] == 1  # no cell fits the map
+    assert BackgroundPrototypes([3, 5])(features, 1 - mask).shape[0] == 4 * 4 - 1
+
+
+def test_mixed_cells_are_dropped_or_go_to_the_background() -> None:
+    """Four cells of 4 x 4: free of foreground, half covered, covered but for a pixel, covered."""
+    foreground = torch.zeros(1, 1, 4, 16)
+    foreground[..., :2, 4:8] = 1
+    foreground[..., 8:16] = 1
+    foreground[..., 0, 8] = 0  # 15 of 16 pixels: 0.9375
+    features = torch.randn(1, 5, 4, 16)
+    cells = features[0].unflatten(-1, (4, 4)).mean(dim=(1, 3)).T
+    for mixed, coverage, expected in [
+        ("drop", 0.95, [0]),
+        ("background", 0.95, [0, 1, 2]),
+        ("background", 0.93, [0, 1]),
+        ("background", 0.9375, [0, 1]),  # as much as the threshold is covered
+    ]:
+        pooling = BackgroundPrototypes(4, min_coverage=coverage, mixed_cells=mixed)
+        torch.testing.assert_close(pooling(features, 1 - foreground), cells[expected])
+
+
+def test_unknown_or_useless_ways_with_mixed_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match="mixed_cells must be 'drop' or 'background', got 'keep'"):
+        BackgroundPrototypes(mixed_cells="keep")
+    with pytest.raises(ValueError, match="min_coverage must be above 0 with mixed_cells 'background'"):
+        BackgroundPrototypes(min_coverage=0.0, mixed_cells="background")
 
 
 def test_the_window_is_4_in_training_and_2_in_eval_mode() -> None:
@@ -128,8 +167,8 @@ class TestEveryPooling:
 
 
 @pytest.mark.parametrize("pooling", [LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes])
-@pytest.mark.parametrize("window", [0, -1, 1.5, True])
-def test_a_window_that_is_no_positive_whole_number_is_refused(pooling: type[nn.Module], window: float) -> None:
+@pytest.mark.parametrize("window", [0, -1, 1.5, True, "4", (3,), (3, 5, 1), [3, 0], (3, 2.0)])
+def test_a_window_that_is_no_positive_whole_number_is_refused(pooling: type[nn.Module], window: Any) -> None:
     with pytest.raises(ValueError, match="window must be a whole number of feature-map pixels, at least 1"):
         pooling(window=window)
 
