@@ -155,13 +155,13 @@ class AnsweringInferer(VolumeInferer):
     Args:
         *args: As of ``VolumeInferer``.
         reader: A ``ScanDataset`` that reads scans without labels, for the ranking.
-        parts: Components that an organ may have, for the ranking.
+        num_components: Components that an organ may have, for the ranking.
         **kwargs: As of ``VolumeInferer``.
     """
 
-    def __init__(self, *args: Any, reader: Any = None, parts: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reader: Any = None, num_components: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ranker = ScanRanker(self, reader, parts)
+        self.ranker = ScanRanker(self, reader, num_components)
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> MetaTensor:
         """Score every organ; see ``VolumeInferer``."""
@@ -180,9 +180,9 @@ class AnsweringInferer(VolumeInferer):
 
 
 class AnswerOfScoresd(MapTransform):
-    """Write what the answer's JSON tells to ``data["result"]``: the scans used and a confidence per organ.
+    """Write what the answer's JSON tells to ``data["result"]``: the scans used and a quality per organ.
 
-    Confidence is the quality that ``AssessScoresd`` estimated, 0.5 to 1; ``None`` for an organ that was not found.
+    Quality is what ``AssessScoresd`` estimated, 0.5 to 1; ``None`` for an organ that was not found.
     ``explained`` is how similar the scan's body is to its nearest prototypes, in logits: a scan with a low one is
     unlike those that are annotated.
 
@@ -209,7 +209,7 @@ def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str,
     estimates = zip(organ_ids_of(scores), scores.meta[QUALITY].tolist(), strict=True)
     return {
         "support_used": [scan_name(str(entry[IMAGE])) for entry in found],
-        "confidence": {names.get(organ, f"organ_{organ}"): round(q, 4) or None for organ, q in estimates},
+        "quality": {names.get(organ, f"organ_{organ}"): round(q, 4) or None for organ, q in estimates},
         "explained": round(float(scores.meta[EXPLAINED].flatten()[0]), 4),
         "renamed": {names.get(v, str(v)): k for entry in found for k, v in (entry.get("renamed") or {}).items()},
     }
@@ -238,9 +238,7 @@ class AnswerOfLabeld(MapTransform):
             organs = known_organs()
             for key in self.key_iterator(data):
                 voxels = {
-                    name: int((data[key] == organs[name]).sum())
-                    for name in answer.get("confidence", {})
-                    if name in organs
+                    name: int((data[key] == organs[name]).sum()) for name in answer.get("quality", {}) if name in organs
                 }
                 result["result"] = answer | {"voxels": voxels}
         return result

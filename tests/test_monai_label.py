@@ -239,14 +239,14 @@ def test_the_support_travels_in_the_images_meta() -> None:
     assert CarrySupportd("image")(data)["image"].meta["support"] == [{"image": "a"}]
 
 
-def test_the_answer_tells_scans_confidence_and_voxels() -> None:
+def test_the_answer_tells_scans_quality_and_voxels() -> None:
     scores = torch.full((2, 1, 1, 3), -1.0)
     scores[0, 0, 0, :2] = 2.0
     meta = {"organ_ids": torch.tensor([[4, 1]]), "explained": torch.tensor([[12.0]])}
     data = {"pred": MetaTensor(scores, meta=meta), "image_path": "q", "support_scans": [{"image": "/x/a b.nii.gz"}]}
     answer = AnswerOfScoresd("pred")(AssessScoresd("pred")(data))
     assert answer["result"]["support_used"] == ["a b"]
-    assert answer["result"]["confidence"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
+    assert answer["result"]["quality"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
     answer["pred"] = torch.tensor([4, 4, 0])
     assert AnswerOfLabeld("pred")(answer)["result"]["voxels"] == {"spleen": 2, "liver": 0}
 
@@ -328,7 +328,7 @@ def test_then_the_next_scan_is_the_one_whose_mask_is_least_sure(
 ) -> None:
     submit(studies, "a", finished())
     answer = next_scan(studies, ranking_inferer)
-    assert answer["ranked_by"] == "confidence"
+    assert answer["ranked_by"] == "quality"
     assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b"]  # c is nearer to a's background
     low, high = (entry["score"] for entry in answer["next_scan"])
     assert 0 <= low < high < 1
@@ -352,7 +352,7 @@ def test_when_every_scan_is_annotated_the_ranking_is_empty(studies: Path, rankin
     assert next_scan(studies, ranking_inferer)["next_scan"] == []
 
 
-def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_confidence(
+def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_quality(
     studies: Path, ranking_inferer: AnsweringInferer
 ) -> None:
     class OneScan(Scans):
@@ -364,7 +364,7 @@ def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_confidence(
 
     ranking_inferer.support = OneScan()
     answer = next_scan(studies, ranking_inferer, defaults=["given"])
-    assert answer["ranked_by"] == "confidence"
+    assert answer["ranked_by"] == "quality"
     assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b", "a"]
 
 
@@ -443,7 +443,7 @@ def test_an_annotated_scan_that_is_gone_is_said(studies: Path, ranking_inferer: 
 
 
 def test_the_ranker_gets_the_parts_of_an_organ() -> None:
-    assert AnsweringInferer([], reader=Scans(), parts=2).ranker.parts == 2
+    assert AnsweringInferer([], reader=Scans(), num_components=2).ranker.num_components == 2
 
 
 @pytest.mark.parametrize("dataset_dir", [None, "scans"])

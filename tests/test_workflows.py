@@ -362,7 +362,7 @@ def test_scans_are_ranked_for_annotation_first_without_and_then_with_an_annotate
         assert done.returncode == 0, done.stderr
         lines[name] = (tmp_path / name / "next_scan.csv").read_text().splitlines()
     scans = {path.name.removesuffix(".nii.gz") for path in (trained / "phantom" / "images").iterdir()}
-    assert [lines["first"][0], lines["next"][0]] == ["scan,similarity", "scan,confidence"]
+    assert [lines["first"][0], lines["next"][0]] == ["scan,similarity", "scan,quality"]
     assert {line.split(",")[0] for line in lines["first"][1:]} == scans
     assert {line.split(",")[0] for line in lines["next"][1:]} == scans - {"phantom_02"}
     assert not (tmp_path / "next" / "masks").exists()
@@ -448,7 +448,7 @@ def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
 
 def test_inference_is_what_the_preset_for_one_annotated_scan_makes_of_training() -> None:
     inference, preset = parsed("inference.yaml"), parsed("train.yaml", "preset_annotate_one.yaml")
-    inference["refinement::transforms::2::parts"] = inference["parts"]  # a key of its own there
+    inference["refinement::transforms::2::num_components"] = inference["num_components"]  # a key of its own there
     assert [inference[key] for key in FROM_SCANS_TO_MASKS] == [preset[key] for key in FROM_SCANS_TO_MASKS]
 
 

@@ -35,7 +35,7 @@ from bundle.data.scans import scan_name
 from bundle.evaluation.cases import versions
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import Features, Support
-from bundle.inference.next_scan import Glance, confidence, glance_at, rank_by_confidence, rank_by_similarity
+from bundle.inference.next_scan import Glance, expected_quality, glance_at, rank_by_quality, rank_by_similarity
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, ORGAN_IDS
 from bundle.transforms.masks import plain, scores_to_label
@@ -111,7 +111,7 @@ class Annotator:
         self.network = parser.get_parsed_content("network").eval()
         self.inferer: VolumeInferer = parser.get_parsed_content("inferer")
         self.refine = parser.get_parsed_content("refinement")
-        self.parts = int(parser.get_parsed_content("parts"))
+        self.num_components = int(parser.get_parsed_content("num_components"))
         read = parser.get_parsed_content("inferer#support").read
         bar = tqdm(scans, desc="encoding", unit="scan")
         self.scans = {scan_name(scan[IMAGE]): self._encoded(scan, read(dict(scan))) for scan in bar}
@@ -143,8 +143,8 @@ class Annotator:
         if not annotated:
             return rank_by_similarity(left)[0][0]
         support = self._support(annotated)
-        values = {name: confidence(glance, support, self.parts) for name, glance in left.items()}
-        return rank_by_confidence(values)[0][0]
+        values = {name: expected_quality(glance, support, self.num_components) for name, glance in left.items()}
+        return rank_by_quality(values)[0][0]
 
     def dice(self, annotated: Sequence[str]) -> dict[str, float]:
         """Segment all other scans; return their Dice, means over the organs that the truth shows."""

@@ -89,7 +89,7 @@ class SliceEncoder(nn.Module):
         """Return random inputs: ``slices`` of ``size`` (rows, columns); ``counts`` of prototypes are not used here."""
         return (_random(slices, 3, *size),)
 
-    def told(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a user has to know of this part."""
         return {}
 
@@ -155,7 +155,7 @@ class PrototypeSegmenter(nn.Module):
         channels = self.encoder(image).shape[1]
         return (image, *(_random(count, channels) for count in counts))
 
-    def told(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what a user has to know of this part."""
         return {"scale": self.classifier.scale, "classifier": settings_of(self.classifier)}
 
@@ -236,7 +236,7 @@ def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]
         "channels": "the slice, three times",
         "encoder": fingerprint(module.encoder),
         "preprocessing": preprocessing,
-    } | module.told()
+    } | module.metadata()
 
 
 def normalization(statistics_file: str | None) -> str:
@@ -260,7 +260,7 @@ def normalization(statistics_file: str | None) -> str:
     return f"{first} {numbers['mean']}, divided by {numbers['std']}, mean and standard deviation of the training set"
 
 
-def to_torchscript(module: Part, told: Mapping[str, Any]) -> tuple[bytes, Run]:
+def to_torchscript(module: Part, metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
     """Return a module as the content of a TorchScript file, and this content as a function.
 
     Raises:
@@ -268,14 +268,14 @@ def to_torchscript(module: Part, told: Mapping[str, Any]) -> tuple[bytes, Run]:
     """
     file = io.BytesIO()
     try:
-        save_net_with_metadata(convert_to_torchscript(module), file, include_config_vals=False, meta_values=told)
+        save_net_with_metadata(convert_to_torchscript(module), file, include_config_vals=False, meta_values=metadata)
     except (FrontendError, RuntimeError, TypeError, ValueError, OSError) as error:  # it has no one kind of error
         raise ValueError(f"{_cannot(module, 'TorchScript', error)} --format onnx may do.") from error
     file.seek(0)
     return file.getvalue(), torch.jit.load(file)
 
 
-def to_onnx(module: Part, told: Mapping[str, Any]) -> tuple[bytes, Run]:
+def to_onnx(module: Part, metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
     """Return a module as the content of an ONNX file, and this content as a function, which runs in ONNX Runtime.
 
     Raises:
@@ -286,7 +286,7 @@ def to_onnx(module: Part, told: Mapping[str, Any]) -> tuple[bytes, Run]:
         program = _onnx_program(module)
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(_cannot(module, "ONNX", error)) from error
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in told.items()}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     program.model.metadata_props.update(texts)
     content = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
 """Which scan to annotate next. No training, and no labels but those of the annotated scans.
 
     none is annotated yet   some slices of each scan -> how well it explains all others -> the best one first
-    afterwards              some slices of each scan -> confidence in the mask it would get -> the least one first
+    afterwards              some slices of each scan -> quality of the mask it would get -> the worst one first
 
 A scan explains another as far as each of the other's body features has a similar one in it. Afterwards that
 tells no more than chance (docs/annotate_one.md), and what is worth most is the scan whose mask is worst: submitted, it
@@ -97,27 +97,29 @@ def _body_features(glance: Glance, samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def confidence(glance: Glance, support: Support, parts: int = 1) -> float:
+def expected_quality(glance: Glance, support: Support, num_components: int = 1) -> float:
     """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
 
-    It is the mean over the organs of the probability of an organ's voxels, where those outside its ``parts`` largest
-    components count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
+    It is the mean over the organs of the probability of an organ's voxels, where those outside its largest components
+    count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
     """
     margins = torch.stack([margin for margin, _ in support.score(glance.features.float(), None)], dim=-1)
     masks = each_organ_mask(margins, overlap=False)
-    return fmean(_in_its_parts(own.sigmoid(), mask, parts) for own, mask in zip(margins, masks, strict=True))
+    return fmean(
+        _in_its_components(own.sigmoid(), mask, num_components) for own, mask in zip(margins, masks, strict=True)
+    )
 
 
-def _in_its_parts(probability: Tensor, mask: Tensor, parts: int) -> float:
+def _in_its_components(probability: Tensor, mask: Tensor, num_components: int) -> float:
     if not mask.any():
         return 0.0
-    largest = get_largest_connected_component_mask(mask[None], num_components=parts)[0].bool()
+    largest = get_largest_connected_component_mask(mask[None], num_components=num_components)[0].bool()
     return float(probability[largest].sum() / mask.sum())
 
 
-def rank_by_confidence(confidences: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Rank scans by confidence in their masks, the least one first."""
-    return sorted(confidences.items(), key=lambda item: item[1])
+def rank_by_quality(qualities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Rank scans by the quality of their masks, the worst one first."""
+    return sorted(qualities.items(), key=lambda item: item[1])
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,12 @@ class Ranking:
     """Scans in the order to annotate them.
 
     Attributes:
-        by: ``"similarity"`` to all others, most first, or ``"confidence"`` in their masks, least first.
+        by: ``"similarity"`` to all others, most first, or ``"quality"`` of their masks, worst first.
         scans: Name and score of each.
         problems: What is wrong with the scans that could not be read.
     """
 
-    by: Literal["similarity", "confidence"]
+    by: Literal["similarity", "quality"]
     scans: list[tuple[str, float]]
     problems: list[str] = field(default_factory=list)
 
@@ -141,13 +143,13 @@ class ScanRanker:
     Args:
         inferer: Encodes, and knows what the annotated scans tell.
         reader: A ``ScanDataset`` that reads scans without labels.
-        parts: Components that an organ may have.
+        num_components: Components that an organ may have.
     """
 
-    def __init__(self, inferer: VolumeInferer, reader: Any, parts: int = 1) -> None:
+    def __init__(self, inferer: VolumeInferer, reader: Any, num_components: int = 1) -> None:
         self.inferer = inferer
         self.reader = reader
-        self.parts = parts
+        self.num_components = num_components
         self._glances: dict[tuple[str, int, Hashable], Glance] = {}
 
     def rank(
@@ -158,7 +160,7 @@ class ScanRanker:
         support: Sequence[Mapping[str, Any]] = (),
         has_support: bool = False,
     ) -> Ranking:
-        """Rank scans: by confidence in their masks as soon as one is annotated.
+        """Rank scans: by the quality of their masks as soon as one is annotated.
 
         Args:
             network: The trained network, in eval mode.
@@ -177,8 +179,8 @@ class ScanRanker:
         if shown is None:
             return Ranking("similarity", _named(rank_by_similarity(glances)), problems)
         bar = tqdm(glances.items(), desc="ranking", unit="scan")
-        values = {path: confidence(glance, shown, self.parts) for path, glance in bar}
-        return Ranking("confidence", _named(rank_by_confidence(values)), problems)
+        values = {path: expected_quality(glance, shown, self.num_components) for path, glance in bar}
+        return Ranking("quality", _named(rank_by_quality(values)), problems)
 
     def _looked_at(
         self, scans: Sequence[str], network: Any, device: torch.device
@@ -237,11 +239,11 @@ def report_ranking(ranking: Ranking, path: str | Path) -> None:
     Raises:
         ValueError: At the end, with what is wrong with the scans that could not be read.
     """
-    told = {
+    heads = {
         "similarity": "No annotated scan is given. First comes the scan that is most similar to all others:",
-        "confidence": "First comes the scan whose mask is least sure:",
+        "quality": "First comes the scan whose mask is least confident:",
     }
     write_csv(Path(path), [["scan", ranking.by], *([name, f"{score:.4f}"] for name, score in ranking.scans)])
-    print("\n".join([told[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
+    print("\n".join([heads[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
     print(f"all of them: {path}", flush=True)
     report_problems(ranking.problems)

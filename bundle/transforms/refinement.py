@@ -172,20 +172,24 @@ class LargestComponentsd(RefineScoresd):
 
     Args:
         keys: Scores.
-        parts: Parts to keep of each organ; more than 1 for targets in several parts.
+        num_components: Parts to keep of each organ; more than 1 for targets in several parts.
         overlap: If true, each organ is where its own score is above 0. If false, a voxel belongs to its best organ
             only, as in a label map.
         inplace: As of ``RefineScoresd``.
 
     Raises:
-        ValueError: If ``parts`` is below 1.
+        ValueError: If ``num_components`` is below 1.
     """
 
-    def __init__(self, keys: KeysCollection, parts: int = 1, overlap: bool = False, inplace: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, num_components: int = 1, overlap: bool = False, inplace: bool = False
+    ) -> None:
         super().__init__(keys, inplace)
-        if parts < 1:
-            raise ValueError(f"parts must be at least 1, got {parts}. Take this transform out to keep all parts.")
-        self.parts = parts
+        if num_components < 1:
+            raise ValueError(
+                f"num_components must be at least 1, got {num_components}. Take this transform out to keep all parts."
+            )
+        self.num_components = num_components
         self.overlap = overlap
 
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
@@ -206,7 +210,9 @@ class LargestComponentsd(RefineScoresd):
         begin, end = generate_spatial_bounding_box(mask[None])
         box = tuple(slice(low, high) for low, high in zip(begin, end, strict=True))
         kept = torch.zeros_like(mask)
-        parts = get_largest_connected_component_mask(mask[box][None], connectivity=1, num_components=self.parts)
+        parts = get_largest_connected_component_mask(
+            mask[box][None], connectivity=1, num_components=self.num_components
+        )
         kept[box] = plain(parts)[0].bool()
         return kept
 

@@ -233,7 +233,7 @@ def test_the_most_similar_scan_is_suggested_first_and_then_the_one_that_is_least
     assert annotator.suggested([]) == max(rank_by_similarity(glances), key=lambda item: item[1])[0]
     sure = {id(glances[name]): value for name, value in zip(names, (0.1, 0.4, 0.2, 0.3), strict=True)}
     monkeypatch.setattr(
-        "bundle.evaluation.annotation_order.confidence", lambda glance, support, parts: sure[id(glance)]
+        "bundle.evaluation.annotation_order.expected_quality", lambda glance, support, num_components: sure[id(glance)]
     )
     assert annotator.suggested(names[:1]) == names[2]  # the annotated one, of 0.1, plays no part
     assert annotator.suggested([names[0], names[2]]) == names[3]

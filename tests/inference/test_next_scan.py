@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bundle.inference.next_scan import (
     Glance,
     Ranking,
-    confidence,
+    expected_quality,
     glance_at,
-    rank_by_confidence,
+    rank_by_quality,
     rank_by_similarity,
     report_ranking,
 )
@@ -89,7 +89,7 @@ def test_a_scan_that_is_nowhere_bright_is_body_everywhere() -> None:
     assert bool(glance.body.all())
 
 
-def test_confidence_is_the_organs_mean_probability_where_only_the_largest_piece_counts() -> None:
+def test_expected_quality_is_the_organs_mean_probability_where_only_the_largest_piece_counts() -> None:
     whole = [[2.0, 1.0, -1.0, -1.0, -1.0]]
     pieces = [[0.5, -1.0, 3.0, -1.0, 0.5]]  # the first is a voxel of the other organ
     nowhere = [[-1.0] * 5]
@@ -99,22 +99,22 @@ def test_confidence_is_the_organs_mean_probability_where_only_the_largest_piece_
     glance = Glance(torch.zeros(2, 5, 1, 5).half(), torch.ones(2, 1, 5, dtype=torch.bool))
     one, two, three = torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist()
     expected = ((one + two) / 2 + 2 * three / 3 + 0.0) / 3
-    assert confidence(glance, support) == pytest.approx(expected)  # type: ignore[arg-type]
+    assert expected_quality(glance, support) == pytest.approx(expected)  # type: ignore[arg-type]
     both = ((one + two) / 2 + (2 * three + torch.tensor(0.5).sigmoid().item()) / 3 + 0.0) / 3
-    assert confidence(glance, support, parts=2) == pytest.approx(both)  # type: ignore[arg-type]
+    assert expected_quality(glance, support, num_components=2) == pytest.approx(both)  # type: ignore[arg-type]
     assert isinstance(support.seen, Tensor)
     assert support.seen.dtype == torch.float32
 
 
 def test_the_scan_whose_mask_is_least_sure_comes_first() -> None:
-    assert rank_by_confidence({"a": 0.8, "b": 0.5, "c": 0.9}) == [("b", 0.5), ("a", 0.8), ("c", 0.9)]
+    assert rank_by_quality({"a": 0.8, "b": 0.5, "c": 0.9}) == [("b", 0.5), ("a", 0.8), ("c", 0.9)]
 
 
 def test_a_ranking_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results" / "next_scan.csv"
-    report_ranking(Ranking("confidence", [("scan, no 7", 0.51234), ("scan 2", 0.9)]), path)
+    report_ranking(Ranking("quality", [("scan, no 7", 0.51234), ("scan 2", 0.9)]), path)
     with path.open(newline="") as file:
-        assert list(csv.reader(file)) == [["scan", "confidence"], ["scan, no 7", "0.5123"], ["scan 2", "0.9000"]]
+        assert list(csv.reader(file)) == [["scan", "quality"], ["scan, no 7", "0.5123"], ["scan 2", "0.9000"]]
     assert capsys.readouterr().out.splitlines() == [
         "First comes the scan whose mask is least sure:",
         "  scan, no 7  0.512",

@@ -186,7 +186,7 @@ def check_support(server: Server, truths: dict[str, Path], organs: list[str]) ->
     claim("another scan is segmented at once", answer.ok, f"first {cold:.1f} s, then {time.monotonic() - begin:.1f} s")
     body = answer.json()
     claim("the answer names the scans that were used", body.get("support_used") == [first])
-    claim("and voxels and a confidence for each organ", set(body["voxels"]) == set(body["confidence"]) != set())
+    claim("and voxels and a quality for each organ", set(body["voxels"]) == set(body["quality"]) != set())
 
     scores = {}
     names = {**{name: i for i, name in enumerate(server_labels(server), 1)}}
@@ -345,7 +345,7 @@ def check_next_scan(server: Server, truths: dict[str, Path], scores: dict[str, f
     others = list(truths)[1:]
     names, by, seconds = ranked(server, others[0])
     detail = f"{seconds:.1f} s; Dice in this order: {', '.join(f'{scores[name]:.2f}' for name in names)}"
-    claim("the scans to annotate next are ranked", sorted(names) == sorted(others) and by == "confidence", detail)
+    claim("the scans to annotate next are ranked", sorted(names) == sorted(others) and by == "quality", detail)
 
 
 def check_batch_and_training(server: Server, truths: dict[str, Path]) -> None:

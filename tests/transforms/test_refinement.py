@@ -144,8 +144,8 @@ def organ_at(*voxels: tuple[int, int, int], score: float = 2.0) -> Tensor:
     return scores
 
 
-def largest(*organs: Tensor, parts: int = 1, overlap: bool = False) -> Tensor:
-    return refined(LargestComponentsd("pred", parts, overlap), torch.stack(organs))
+def largest(*organs: Tensor, num_components: int = 1, overlap: bool = False) -> Tensor:
+    return refined(LargestComponentsd("pred", num_components, overlap), torch.stack(organs))
 
 
 THROUGH_SLICES = [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3)]
@@ -154,16 +154,16 @@ TWO = [(3, 0, 0), (3, 1, 0)]
 
 
 @pytest.mark.parametrize(
-    ("parts", "removed"), [(1, IN_A_SLICE + TWO), (2, TWO), (3, []), (4, [])], ids=["1", "2", "3", "4"]
+    ("num_components", "removed"), [(1, IN_A_SLICE + TWO), (2, TWO), (3, []), (4, [])], ids=["1", "2", "3", "4"]
 )
 def test_the_largest_parts_are_kept_and_the_others_turn_negative(
-    parts: int, removed: list[tuple[int, int, int]]
+    num_components: int, removed: list[tuple[int, int, int]]
 ) -> None:
     scores = organ_at(*THROUGH_SLICES, *IN_A_SLICE, *TWO)
     expected = scores.clone()
     for voxel in removed:
         expected[voxel] = -2
-    torch.testing.assert_close(largest(scores, parts=parts), expected[None])
+    torch.testing.assert_close(largest(scores, num_components=num_components), expected[None])
 
 
 @pytest.mark.parametrize("corner", [(2, 2, 1), (1, 2, 2), (2, 1, 2), (2, 2, 2)])
@@ -294,7 +294,7 @@ class TestEveryRefinement:
             lambda: GuidedScoresd("pred", flatness=0),
             "radius must be at least 1 pixel and flatness above 0, got 8 and 0",
         ),
-        (lambda: LargestComponentsd("pred", parts=0), "parts must be at least 1, got 0"),
+        (lambda: LargestComponentsd("pred", num_components=0), "num_components must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], MapTransform], message: str) -> None:
