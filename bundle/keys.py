@@ -38,3 +38,15 @@ PRED_MASKS = "pred_masks"
 
 QUALITY = "quality"
 """In the meta of scores: how good each organ's mask is by the network's own estimate, ``(O,)``."""
+
+SUPPORT_COMPONENTS = "support_components"
+"""In the meta of scores: in how many parts each organ comes in the annotated scans, ``(O,)``."""
+
+SUPPORT_MILLILITERS = "support_milliliters"
+"""In the meta of scores: the smallest and largest volume of each organ in the annotated scans, ``(O, 2)``, or NaN."""
+
+INTENSITY_DISTANCE = "intensity_distance"
+"""In the meta of scores: how unlike the annotated scans' the intensities are, in standard deviations, ``(1,)``."""
+
+NOTICES = "notices"
+"""In the meta of scores: what makes masks doubtful, a list of sentences by organ id; id 0 is the whole scan."""

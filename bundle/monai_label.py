@@ -24,7 +24,7 @@ from torch import Tensor
 from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.inference.next_scan import Ranking, ScanRanker
 from bundle.inference.volume_inferer import VolumeInferer
-from bundle.keys import EXPLAINED, IMAGE, LABEL, ORGAN_IDS, QUALITY, SUPPORT
+from bundle.keys import EXPLAINED, IMAGE, LABEL, NOTICES, ORGAN_IDS, QUALITY, SUPPORT
 from bundle.transforms.masks import organ_ids_of, plain
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
@@ -155,11 +155,11 @@ class AnsweringInferer(VolumeInferer):
     Args:
         *args: As of ``VolumeInferer``.
         reader: A ``ScanDataset`` that reads scans without labels, for the ranking.
-        num_components: Components that an organ may have, for the ranking.
+        num_components: Components that an organ may have, for the ranking; ``None``: as many as in the support.
         **kwargs: As of ``VolumeInferer``.
     """
 
-    def __init__(self, *args: Any, reader: Any = None, num_components: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reader: Any = None, num_components: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ranker = ScanRanker(self, reader, num_components)
 
@@ -182,7 +182,8 @@ class AnsweringInferer(VolumeInferer):
 class AnswerOfScoresd(MapTransform):
     """Write what the answer's JSON tells to ``data["result"]``: the scans used and a quality per organ.
 
-    Quality is what ``AssessScoresd`` estimated, 0.5 to 1; ``None`` for an organ that was not found.
+    Quality is what ``AssessScoresd`` estimated, 0.5 to 1; ``None`` for an organ that was not found. Notices are
+    sentences that say what makes a mask doubtful, by organ; those of the whole scan stand under ``scan``.
     ``explained`` is how similar the scan's body is to its nearest prototypes, in logits: a scan with a low one is
     unlike those that are annotated.
 
@@ -206,10 +207,12 @@ class AnswerOfScoresd(MapTransform):
 
 def _answer(scores: MetaTensor, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = {organ: name for name, organ in known_organs().items()}
+    notices = scores.meta.get(NOTICES, {})
     estimates = zip(organ_ids_of(scores), scores.meta[QUALITY].tolist(), strict=True)
     return {
         "support_used": [scan_name(str(entry[IMAGE])) for entry in found],
         "quality": {names.get(organ, f"organ_{organ}"): round(q, 4) or None for organ, q in estimates},
+        "notices": {names.get(organ, "scan" if organ == 0 else f"organ_{organ}"): n for organ, n in notices.items()},
         "explained": round(float(scores.meta[EXPLAINED].flatten()[0]), 4),
         "renamed": {names.get(v, str(v)): k for entry in found for k, v in (entry.get("renamed") or {}).items()},
     }

@@ -247,6 +247,7 @@ def test_the_answer_tells_scans_quality_and_voxels() -> None:
     answer = AnswerOfScoresd("pred")(AssessScoresd("pred")(data))
     assert answer["result"]["support_used"] == ["a b"]
     assert answer["result"]["quality"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
+    assert list(answer["result"]["notices"]) == ["liver"]
     answer["pred"] = torch.tensor([4, 4, 0])
     assert AnswerOfLabeld("pred")(answer)["result"]["voxels"] == {"spleen": 2, "liver": 0}
 
@@ -362,7 +363,7 @@ def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_quality(
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             return self.read({"image": "a", "label": str(submit(studies.parent / "other", "a", finished()))})
 
-    ranking_inferer.support = OneScan()
+    ranking_inferer.library.support = OneScan()
     answer = next_scan(studies, ranking_inferer, defaults=["given"])
     assert answer["ranked_by"] == "quality"
     assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b", "a"]

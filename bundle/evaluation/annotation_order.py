@@ -111,7 +111,7 @@ class Annotator:
         self.network = parser.get_parsed_content("network").eval()
         self.inferer: VolumeInferer = parser.get_parsed_content("inferer")
         self.refine = parser.get_parsed_content("refinement")
-        self.num_components = int(parser.get_parsed_content("num_components"))
+        self.num_components: int | None = parser.get_parsed_content("num_components")
         read = parser.get_parsed_content("inferer#support").read
         bar = tqdm(scans, desc="encoding", unit="scan")
         self.scans = {scan_name(scan[IMAGE]): self._encoded(scan, read(dict(scan))) for scan in bar}

@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of
+from bundle.evaluation.doubts import closing_line, doubts_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import write_csv
 from bundle.inference.resume import Resumption
@@ -100,6 +101,10 @@ class DiceTable:
 class SaveMasks:
     """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
+    The table has each organ's voxels, milliliters, quality and notices, where ``AssessScoresd`` found some. Quality and
+    notices of masks that an earlier run finished are those of its table, if it is there. An inference ends with a line
+    that says which masks to look at first.
+
     A process alone writes the table after every scan; of several, the first writes it when all are done.
 
     Args:
@@ -127,9 +132,10 @@ class SaveMasks:
         if self.resumption is not None:
             self.resumption.record()
             finished = self.resumption.finished
+            earlier = self._earlier()
             for name in (finished[index] for index in distributed.own_share(finished)):
                 mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
-                self._rows[name] = self._volumes(name, mask)
+                self._rows[name] = self._volumes(name, mask, earlier.get(name, {}))
 
     def __call__(self, engine: Engine) -> None:
         """Write the scans of this iteration."""
@@ -138,7 +144,7 @@ class SaveMasks:
         for item in state.output:
             name, mask = name_of(item[IMAGE]), item[PRED]
             save_nifti(mask, self._path(name), like=source_of(item[IMAGE]), description=description)
-            self._rows[name] = self._volumes(name, np.asarray(mask))
+            self._rows[name] = self._volumes(name, np.asarray(mask), doubts_of(mask, self.inferer.organ_names()))
         if distributed.alone():
             self._write([self._rows])
 
@@ -146,23 +152,40 @@ class SaveMasks:
         """Write the table of all processes."""
         everyone = [dict(rows) for rows in distributed.lists_of_all(list(self._rows.items()))]
         if distributed.is_first() and any(everyone):
-            self._write(everyone)
+            table = self._write(everyone)
+            if self.resumption is not None:
+                print(closing_line(self.folder, table), flush=True)
 
-    def _write(self, everyone: list[dict[str, list[list[str]]]]) -> None:
+    def _write(self, everyone: list[dict[str, list[list[str]]]]) -> list[list[str]]:
         rows = dict(distributed.interleaved([list(rows.items()) for rows in everyone]))
         order = rows if self.resumption is None else [name for name in self.resumption.names if name in rows]
-        table = chain.from_iterable(rows[name] for name in order)
-        write_csv(self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters"], *table])
+        table = list(chain.from_iterable(rows[name] for name in order))
+        write_csv(
+            self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters", "quality", "notice"], *table]
+        )
+        return table
+
+    def _earlier(self) -> dict[str, dict[str, list[str]]]:
+        """Return quality and notices of the table that is there, by scan and organ."""
+        path, found = self.folder / "volumes.csv", dict[str, dict[str, list[str]]]()
+        if path.is_file():
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    doubts = [row.get(column) or "" for column in ("quality", "notice")]
+                    found.setdefault(row["scan"], {})[row["organ"]] = doubts
+        return found
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.nii.gz"
 
-    def _volumes(self, name: str, mask: np.ndarray) -> list[list[str]]:
+    def _volumes(self, name: str, mask: np.ndarray, doubts: Mapping[str, list[str]]) -> list[list[str]]:
         # The file's own grid, so that a mask that was there already has the same volume again.
         affine = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).affine)
         milliliters = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
-        return [[name, organ, str(n), f"{n * milliliters:.2f}"] for organ, n in counts.items()]
+        return [
+            [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])] for organ, n in counts.items()
+        ]
 
 
 class SaveOverlays:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from monai.transforms.utils import get_largest_connected_component_mask
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,9 +27,11 @@ from bundle.data.loading import ScanError
 from bundle.data.scans import scan_name
 from bundle.files import write_csv
 from bundle.inference.matching import Features, Support
+from bundle.inference.organ_shapes import typical_components
 from bundle.inference.slice_encoder import version_of
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE
+from bundle.transforms.components import largest_components
 from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.slices import support_slices
 
@@ -97,24 +98,30 @@ def _body_features(glance: Glance, samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def expected_quality(glance: Glance, support: Support, num_components: int = 1) -> float:
+def expected_quality(glance: Glance, support: Support, num_components: int | None = None) -> float:
     """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
 
     It is the mean over the organs of the probability of an organ's voxels, where those outside its largest components
     count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
+
+    Args:
+        glance: Some of the scan's slices.
+        support: The annotated scans.
+        num_components: Components that an organ may have; ``None``: as many as in the annotated scans.
     """
     margins = torch.stack([margin for margin, _ in support.score(glance.features.float(), None)], dim=-1)
     masks = each_organ_mask(margins, overlap=False)
+    numbers = [num_components or typical_components(support.shapes.get(organ, ())) for organ in support.organs]
     return fmean(
-        _in_its_components(own.sigmoid(), mask, num_components) for own, mask in zip(margins, masks, strict=True)
+        _in_its_components(own.sigmoid(), mask, number)
+        for own, mask, number in zip(margins, masks, numbers, strict=True)
     )
 
 
 def _in_its_components(probability: Tensor, mask: Tensor, num_components: int) -> float:
     if not mask.any():
         return 0.0
-    largest = get_largest_connected_component_mask(mask[None], num_components=num_components)[0].bool()
-    return float(probability[largest].sum() / mask.sum())
+    return float(probability[largest_components(mask, num_components)].sum() / mask.sum())
 
 
 def rank_by_quality(qualities: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -143,10 +150,10 @@ class ScanRanker:
     Args:
         inferer: Encodes, and knows what the annotated scans tell.
         reader: A ``ScanDataset`` that reads scans without labels.
-        num_components: Components that an organ may have.
+        num_components: Components that an organ may have; ``None``: as many as in the annotated scans.
     """
 
-    def __init__(self, inferer: VolumeInferer, reader: Any, num_components: int = 1) -> None:
+    def __init__(self, inferer: VolumeInferer, reader: Any, num_components: int | None = None) -> None:
         self.inferer = inferer
         self.reader = reader
         self.num_components = num_components

@@ -1,4 +1,4 @@
-"""Annotated scans as files of prototypes: what an annotated scan tells, to be kept and passed on without its image.
+"""Annotated scans as files of prototypes: the encoded support, to be kept and passed on without its images.
 
 ``<name>.safetensors`` holds the tensors, and in its header the record: organs, scans, and what they were made with.
 ``<name>.json`` beside it is the same record for people to read.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ try:
 except ImportError:
     safetensors = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the content of a file changes its meaning."""
 
 
@@ -36,8 +37,10 @@ class PrototypeRecord:
 
     Attributes:
         organs: Names and ids.
-        scans: Of each annotated scan its name and, for people, how many slices and numbers it left.
+        scans: Of each annotated scan its ``name``, its ``organs`` (names), their ``shapes`` (parts and ml, by name) and
+            the ``profile`` of its intensities.
         made_with: What must be equal where the prototypes are used, by name: encoder, pooling, matching, preprocessing.
+        content: A hash of the tensors, so that damage is found.
         version: Of the bundle that made it.
         format: Of the file.
     """
@@ -45,6 +48,7 @@ class PrototypeRecord:
     organs: dict[str, int]
     scans: list[dict[str, Any]]
     made_with: dict[str, Any]
+    content: str = ""
     version: str = bundle.__version__
     format: int = FORMAT
 
@@ -55,7 +59,7 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
     Args:
         path: The file, ending in ``.safetensors``.
         scans: For each scan the tensors of ``Matching.to_tensors``.
-        record: What the file tells of itself.
+        record: What the file tells of itself; the hash of the content is filled in.
 
     Raises:
         ValueError: If the path has another ending.
@@ -64,7 +68,7 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
     tensors = {
         f"{number}.{name}": tensor.contiguous() for number, scan in enumerate(scans) for name, tensor in scan.items()
     }
-    text = json.dumps(asdict(record), indent=2)
+    text = json.dumps(asdict(replace(record, content=_hash_of(tensors))), indent=2)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(safetensors.torch.save(tensors, metadata={"record": text}))
     with written_whole(path.with_suffix(".json")) as unfinished:
@@ -78,26 +82,89 @@ def read_prototypes(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of prototypes, or one of another format.
+        ValueError: If it is no file of prototypes, one of another format, or damaged.
     """
     path = _checked(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of prototypes {path}. Make it with `python -m bundle encoding`.")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
-            record = json.loads((file.metadata() or {}).get("record", "{}"))
+            text = (file.metadata() or {}).get("record", "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read ({error}). It may be truncated; copy it again.") from error
-    if record.get("format") != FORMAT:
+        record = _record_of(json.loads(text))
+        scans = _by_scan(tensors, len(record.scans))
+    except (safetensors.SafetensorError, json.JSONDecodeError, _DamagedError) as error:
         raise ValueError(
-            f"{path} must be a file of prototypes of format {FORMAT}, got {record.get('format')}. Make it again."
-        )
-    scans: list[dict[str, Tensor]] = [{} for _ in record["scans"]]
+            f"{path} cannot be read as a file of prototypes ({error}). It may be truncated or damaged: copy it "
+            "again, or make it again with `python -m bundle encoding`."
+        ) from error
+    if record.content != _hash_of(tensors):
+        raise ValueError(f"{path} is damaged: its tensors are not those that were written. Copy it again.")
+    return scans, record
+
+
+class _DamagedError(Exception):
+    """Something in a file is not what a file of prototypes has there."""
+
+
+def _record_of(record: Any) -> PrototypeRecord:
+    """Check what a file tells of itself."""
+    if not isinstance(record, Mapping) or record.get("format") != FORMAT:
+        made = record.get("format") if isinstance(record, Mapping) else None
+        raise _DamagedError(f"the format must be {FORMAT}, got {made}")
+    fields = {"organs": dict, "scans": list, "made_with": dict, "content": str, "version": str, "format": int}
+    if wrong := [name for name, kind in fields.items() if not isinstance(record.get(name), kind)]:
+        raise _DamagedError(f"{', '.join(wrong)} of its record must be there, and of its kind")
+    ids = list(record["organs"].values())
+    if not all(type(organ) is int and organ > 0 for organ in ids) or len(set(ids)) < len(ids):
+        raise _DamagedError(f"organs must have ids of their own, whole numbers above 0, got {record['organs']}")
+    for scan in record["scans"]:
+        _check_scan(scan, record["organs"])
+    return PrototypeRecord(**{name: record[name] for name in fields})
+
+
+def _check_scan(scan: Any, organs: Mapping[str, int]) -> None:
+    kinds = {"name": str, "organs": list, "shapes": dict, "profile": list}
+    if not isinstance(scan, Mapping) or not all(isinstance(scan.get(key), kind) for key, kind in kinds.items()):
+        raise _DamagedError(f"each scan must have {', '.join(kinds)}, got {str(scan)[:80]}")
+    numbers = [scan["profile"], *scan["shapes"].values()]
+    plain = all(isinstance(row, list) and all(_is_number(value) for value in row) for row in numbers)
+    if not plain or not all(organ in organs for organ in [*scan["organs"], *scan["shapes"]] if _is_name(organ)):
+        raise _DamagedError(f"organs, shapes or profile of the scan {scan['name']!r} are none")
+    if not all(_is_name(organ) for organ in scan["organs"]) or any(len(row) != 2 for row in numbers[1:]):
+        raise _DamagedError(f"organs or shapes of the scan {scan['name']!r} are none")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+
+
+def _by_scan(tensors: Mapping[str, Tensor], number: int) -> list[dict[str, Tensor]]:
+    scans: list[dict[str, Tensor]] = [{} for _ in range(number)]
     for name, tensor in tensors.items():
-        number, _, rest = name.partition(".")
-        scans[int(number)][rest] = tensor
-    return scans, PrototypeRecord(**record)
+        place, _, rest = name.partition(".")
+        if not place.isdecimal() or int(place) >= number:
+            raise _DamagedError(f"the tensor {name!r} belongs to none of its {number} scans")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise _DamagedError(f"the tensor {name!r} holds numbers that are not finite")
+        scans[int(place)][rest] = tensor
+    return scans
+
+
+def _hash_of(tensors: Mapping[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        _add_tensor(content, name, tensor)
+    return content.hexdigest()
+
+
+def _add_tensor(content: Any, name: str, tensor: Tensor) -> None:
+    content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def refuse_other_making(path: str | Path, record: PrototypeRecord, made_with: Mapping[str, Any]) -> None:
@@ -121,8 +188,7 @@ def fingerprint(module: nn.Module) -> str:
     content = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         if not name.endswith("num_batches_tracked"):  # it changes nothing
-            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            _add_tensor(content, name, tensor)
     return content.hexdigest()
 
 

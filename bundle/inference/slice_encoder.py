@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundle.inference.features import kept_features
 from bundle.inference.matching import Features
 from bundle.inference.prototype_files import fingerprint
-from bundle.networks.alpnet import ALPNet
+from bundle.networks.alpnet import ALPNet, one_feature_map
 from bundle.transforms.slices import to_network
 
 Precision = Literal["float32", "bfloat16"]
@@ -52,18 +52,28 @@ class SliceEncoder:
 
     @torch.no_grad()
     def __call__(self, volume: Tensor, network: ALPNet) -> Features:
-        """Encode the slices of ``volume (1, H, W, Z)``."""
-        return kept_features(self._batches(volume, self._for_inference(network.encoder)), volume.shape[-1])
+        """Encode the slices of ``volume (1, H, W, Z)``.
 
-    def _batches(self, volume: Tensor, encoder: nn.Module) -> Iterator[Tensor]:
+        Raises:
+            ValueError: If the features are not finite.
+        """
+        encoder = self._for_inference(network.encoder)
+        return kept_features(self._batches(volume, encoder, network.level), volume.shape[-1])
+
+    def _batches(self, volume: Tensor, encoder: nn.Module, level: int | None) -> Iterator[Tensor]:
         """Yield the features of some slices at a time, ``(S, D, h, w)``."""
         # Channels last is what convolutions are fastest with, on CPUs and GPUs.
         for z in range(0, volume.shape[-1], self.slice_batch):
             images = to_network(volume[..., z : z + self.slice_batch]).to(memory_format=torch.channels_last)
             coarser = torch.autocast(volume.device.type, torch.bfloat16)
             with coarser if self.precision == "bfloat16" else nullcontext():
-                features = encoder(images)
-            yield features.float()
+                features = one_feature_map(encoder(images), level).float()
+            if not bool(features.isfinite().all()):
+                raise ValueError(
+                    f"the features of slices {z} to {z + len(images) - 1} are not finite. The scan or the weights hold "
+                    "numbers that are too large or none: check both."
+                )
+            yield features
 
     def _for_inference(self, encoder: nn.Module) -> nn.Module:
         """Return the encoder, or what it makes of itself for inference with its present weights."""

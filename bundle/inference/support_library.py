@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from bundle.inference.matching import Features, Matching, Support
+from bundle.inference.organ_names import common_names, new_ids, unnamed
+from bundle.inference.organ_shapes import OrganShape, Shapes, shapes_of
 from bundle.inference.prototype_files import (
     PrototypeRecord,
     fingerprint,
@@ -25,10 +31,31 @@ from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.keys import IMAGE, LABEL
 from bundle.networks.alpnet import ALPNet, PrototypeHead
 from bundle.transforms.masks import plain
+from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organs_of
+
+
+@dataclass(frozen=True)
+class AnnotatedScan:
+    """What is remembered of an annotated scan.
+
+    Attributes:
+        encoded: What ``Matching.encode`` keeps.
+        shapes: Of its organs.
+        profile: Of its intensities, as ``intensity_profile`` gives it.
+        partial: Only some of its slices are annotated.
+    """
+
+    encoded: Any
+    shapes: Shapes
+    profile: Tensor
+    partial: bool = False
+
 
 REMEMBERED_SCANS = 32
 """Support scans that are kept encoded; at 256 x 256 about 3 MB an organ each, or 0.3 MB a slice (SliceMatching)."""
+
+logger = logging.getLogger(__name__)
 
 NO_ORGAN = "none of the annotated scans shows an organ. Annotate one."
 
@@ -85,9 +112,8 @@ class SupportLibrary:
         """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
         if self.organs is not None:
             return dict(self.organs)
-        named = {organ: name for record in self._file_records() for name, organ in record.organs.items()}
         shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
-        return {named.get(organ, f"organ_{organ}"): organ for organ in sorted(shown | set(named))}
+        return common_names([record.organs for record in self._file_records()], sorted(shown))
 
     def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
         """Put the annotated scans together, ready to score slices.
@@ -101,15 +127,20 @@ class SupportLibrary:
             ValueError: If no scan shows an organ that is asked for.
         """
         scans = self.encoded(network, device, files)
-        shown = sorted({organ for _, scan in scans for organ in scan})
+        shown = sorted({organ for scan in scans for organ in scan.encoded})
         wanted = list(self.organs.values()) if self.organs else shown
         if not wanted:
             raise ValueError(NO_ORGAN)
-        return self.matching.pool({organ: self._sources(organ, scans) for organ in wanted}, self._head(network))
+        sources = {organ: self._sources(organ, scans) for organ in wanted}
+        encoded = {organ: [scan.encoded for scan in some] for organ, some in sources.items()}
+        support = self.matching.pool(encoded, self._head(network))
+        support.shapes = {o: [scan.shapes[o] for scan in some if o in scan.shapes] for o, some in sources.items()}
+        support.profiles = [scan.profile for scan in scans]
+        return support
 
     def encoded(
         self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[tuple[bool, Any]]:
+    ) -> list[AnnotatedScan]:
         """Encode annotated scans, or remember them from before.
 
         Args:
@@ -117,14 +148,11 @@ class SupportLibrary:
             device: Where the query is.
             files: Annotated scans to use instead of the library's own: ``image`` and ``label`` files, ``ids`` from
                 values in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated.
-
-        Returns:
-            For each scan whether it is partial, and what ``Matching.encode`` keeps of it.
         """
         self._forget_other_weights((version_of(network), str(device)))
         if not files:
-            return [(False, scan) for scan in self._own(network, device)]
-        return [(bool(entry.get("partial")), self._named(entry, network, device)) for entry in files]
+            return self._own(network, device)
+        return [self._named(entry, network, device) for entry in files]
 
     def save(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
         """Write the encoded scans to a file that stands for them, without their images.
@@ -138,22 +166,38 @@ class SupportLibrary:
             ValueError: If there is no annotated scan, or none of them shows an organ.
         """
         network.eval()
-        encoded = [scan for _, scan in self.encoded(network, torch.device(device))]
+        scans = self.encoded(network, torch.device(device))
         names = [_file_name(scan[IMAGE]) for scan in self._scans]
         names += [scan["name"] for record in self._file_records() for scan in record.scans]
-        organs = {name: organ for name, organ in self.organ_names().items() if any(organ in scan for scan in encoded)}
-        if not organs:
+        kept = [(name, scan) for name, scan in zip(names, scans, strict=True) if list(scan.encoded)]
+        if not kept:
             raise ValueError(NO_ORGAN)
-        scans = [{key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan).items()} for scan in encoded]
-        shown = [
-            {"name": name, "organs": [organ for organ, value in organs.items() if value in scan]}
-            for name, scan in zip(names, encoded, strict=True)
+        if len(kept) < len(scans):
+            logger.warning(
+                "%d of %d annotated scans show no organ and are left out", len(scans) - len(kept), len(scans)
+            )
+        organs = self._organs_to_save(scans)
+        tensors = [
+            {key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan.encoded).items()} for _, scan in kept
         ]
-        write_prototypes(path, scans, PrototypeRecord(organs, shown, self._made_with(network)))
+        told = [_to_record(name, scan, organs) for name, scan in kept]
+        write_prototypes(path, tensors, PrototypeRecord(organs, told, self._made_with(network)))
+
+    def _organs_to_save(self, scans: Sequence[AnnotatedScan]) -> dict[str, int]:
+        """Return the names and ids of the organs that the scans show; one that is asked for must be among them."""
+        shown = {organ for scan in scans for organ in scan.encoded}
+        for organ in (self.organs or {}).values():
+            self._sources(organ, scans)
+        names = {organ: unnamed(organ) for organ in sorted(shown)}
+        for record in self._file_records():
+            ids = new_ids(record.organs, self.organ_names())
+            names |= {ids[organ]: name for name, organ in record.organs.items()}
+        names |= {organ: name for name, organ in self.organ_names().items()}
+        return {name: organ for organ, name in names.items() if organ in shown}
 
     # --- where scans come from ---------------------------------------------------------------------------------
 
-    def _own(self, network: ALPNet, device: torch.device) -> list[Any]:
+    def _own(self, network: ALPNet, device: torch.device) -> list[AnnotatedScan]:
         """Return the encoded scans of the data set, and those of the files of prototypes."""
         own = [
             self._remembered(number, lambda scan=scan: self._encode_scan(scan, network, device))  # type: ignore[misc]
@@ -163,45 +207,49 @@ class SupportLibrary:
             own += self._remembered(file, lambda file=file: self._read(file, network, device))  # type: ignore[misc]
         return own
 
-    def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> Any:
+    def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
         """Return an encoded scan that a query names; it is encoded again if its files changed."""
         stamps = tuple((str(files[key]), os.stat(files[key]).st_mtime_ns) for key in (IMAGE, LABEL))
         partial = bool(files.get("partial"))
 
-        def encode() -> Any:
+        def encode() -> AnnotatedScan:
             scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
             if files.get("ids") is not None:
-                scan[LABEL] = _renumbered(plain(scan[LABEL]), files["ids"])
+                scan[LABEL] = _renumbered(scan[LABEL], files["ids"])
             return self._encode_scan(scan, network, device, partial)
 
         return self._remembered((stamps, str(files.get("ids")), partial), encode)
 
-    def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[Any]:
+    def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[AnnotatedScan]:
         scans, record = read_prototypes(file, device)
         refuse_other_making(file, record, self._made_with(network))
-        return [self.matching.from_tensors(tensors) for tensors in scans]
+        ids = new_ids(record.organs, self.organ_names())
+        return [
+            _from_file(file, tensors, told, self.matching, record.organs, ids)
+            for tensors, told in zip(scans, record.scans, strict=True)
+        ]
 
     @torch.no_grad()
     def _encode_scan(
         self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, partial: bool = False
-    ) -> Any:
+    ) -> AnnotatedScan:
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
 
         def encode(slices: Sequence[int]) -> Features:
             return self.encode(image[..., slices], network)
 
-        return self.matching.encode(label, encode, self._head(network), partial)
+        encoded = self.matching.encode(label, encode, self._head(network), partial)
+        return AnnotatedScan(encoded, shapes_of(scan[LABEL], partial), intensity_profile(image), partial)
 
-    def _sources(self, organ: int, scans: Sequence[tuple[bool, Any]]) -> list[Any]:
+    def _sources(self, organ: int, scans: Sequence[AnnotatedScan]) -> list[AnnotatedScan]:
         """Return the scans to take an organ from."""
-        shown = [(partial, encoded) for partial, encoded in scans if organ in encoded]
+        shown = [scan for scan in scans if organ in scan.encoded]
         if not shown:
             raise ValueError(
                 f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
                 "Annotate it, or take it out of organs."
             )
-        drawn = [encoded for partial, encoded in shown if partial]
-        return drawn or [encoded for _, encoded in shown]
+        return [scan for scan in shown if scan.partial] or shown
 
     # --- what is remembered ------------------------------------------------------------------------------------
 
@@ -239,7 +287,42 @@ class SupportLibrary:
 
     def _name(self, organ: int) -> str:
         names = [name for name, value in (self.organs or {}).items() if value == organ]
-        return names[0] if names else f"organ_{organ}"
+        return names[0] if names else unnamed(organ)
+
+
+def _from_file(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    told: Mapping[str, Any],
+    matching: Matching,
+    organs: Mapping[str, int],
+    ids: Mapping[int, int],
+) -> AnnotatedScan:
+    """Return a scan of a file of prototypes, its organs with the ids that they have here."""
+    try:
+        encoded = matching.from_tensors(tensors)
+        if not set(encoded) <= set(ids):
+            raise ValueError(f"its scans show the organs {sorted(encoded)}, its record has {sorted(ids)}")
+    except ValueError as error:
+        raise ValueError(
+            f"the prototypes {file} are damaged: {error}. Make them again with `python -m bundle encoding`."
+        ) from error
+    shapes = {
+        ids[organs[name]]: OrganShape(int(components), math.nan if milliliters is None else milliliters)
+        for name, (components, milliliters) in told["shapes"].items()
+    }
+    return AnnotatedScan(matching.renumbered(encoded, ids), shapes, torch.tensor(told["profile"]))
+
+
+def _to_record(name: str, scan: AnnotatedScan, organs: Mapping[str, int]) -> dict[str, Any]:
+    """Return what a file of prototypes tells of a scan."""
+    shown = [organ for organ, value in organs.items() if value in scan.encoded]
+    shapes = {
+        organ: [shape.components, None if math.isnan(shape.milliliters) else round(shape.milliliters, 3)]
+        for organ in shown
+        if (shape := scan.shapes.get(organs[organ])) is not None
+    }
+    return {"name": name, "organs": shown, "shapes": shapes, "profile": scan.profile.tolist()}
 
 
 def _file_name(image: Tensor) -> str:
@@ -249,7 +332,7 @@ def _file_name(image: Tensor) -> str:
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
     """Replace the values of a label map by organ ids; values that are not listed become 0."""
-    result = torch.zeros_like(label)
+    values, result = plain(label), torch.zeros_like(plain(label))
     for value, organ in ids.items():
-        result[label == int(value)] = organ
-    return result
+        result[values == int(value)] = organ
+    return MetaTensor(result, meta=label.meta) if isinstance(label, MetaTensor) else result

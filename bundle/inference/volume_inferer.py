@@ -13,11 +13,20 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from bundle.inference.matching import ChunkMatching, Extents, Features, Matching, Support
+from bundle.inference.organ_shapes import range_of_volumes, typical_components
 from bundle.inference.slice_encoder import Precision, SliceEncoder
 from bundle.inference.support_library import SupportLibrary
-from bundle.keys import EXPLAINED, ORGAN_IDS, SUPPORT
+from bundle.keys import (
+    EXPLAINED,
+    INTENSITY_DISTANCE,
+    ORGAN_IDS,
+    SUPPORT,
+    SUPPORT_COMPONENTS,
+    SUPPORT_MILLILITERS,
+)
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.transforms.masks import plain
+from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organ_slices
 
 Protocol = Literal["volume", "paper"]
@@ -90,7 +99,10 @@ class VolumeInferer(Inferer):
         Returns:
             ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
             It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
-            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean.
+            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean, and under
+            ``support_components`` and ``support_milliliters`` what the annotated scans show of the organs' shapes,
+            and under ``intensity_distance`` the mean distance of the intensities' quantiles to those of the most
+            similar annotated scan.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -98,20 +110,17 @@ class VolumeInferer(Inferer):
         if self.protocol == "paper" and label is None:
             raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
         meta = dict(getattr(inputs, "meta", {}))
-        shown = self.pool(network, inputs.device, meta.get(SUPPORT))
-        organs = shown.organs
+        support = self.pool(network, inputs.device, meta.get(SUPPORT))
         extents: list[Extents | None] = [None] * len(inputs)
         if self.protocol == "paper" and label is not None:
-            extents = [_extents(organs, plain(truth)) for truth in label]
-        scores, explained = zip(
-            *(
-                self.score(volume, self.encode(plain(volume), network), shown, known)
-                for volume, known in zip(inputs, extents, strict=True)
-            ),
-            strict=True,
-        )
-        meta[ORGAN_IDS] = torch.tensor([organs] * len(inputs))
-        meta[EXPLAINED] = torch.stack(explained)
+            extents = [_extents(support.organs, plain(truth)) for truth in label]
+        scored = [
+            self.score(volume, self.encode(plain(volume), network), support, known)
+            for volume, known in zip(inputs, extents, strict=True)
+        ]
+        scores, explained = zip(*scored, strict=True)
+        distances = torch.stack([_intensity_distance(plain(volume), support) for volume in inputs])
+        meta |= _about(support, len(inputs)) | {EXPLAINED: torch.stack(explained), INTENSITY_DISTANCE: distances}
         return MetaTensor(scores[0][None] if len(scores) == 1 else torch.stack(scores), meta=meta)
 
     def organ_names(self) -> dict[str, int]:
@@ -152,8 +161,34 @@ class VolumeInferer(Inferer):
         for z, (margins, best) in enumerate(support.score(features, extents)):
             scores[z] = upsample(margins[None], query[:, None, :, :, z])[0]
             body = F.interpolate(query[None, ..., z], size=best.shape, mode="area")[0, 0] > 0
-            nearest.append(best[body])
-        return scores.movedim(0, -1), torch.cat(nearest).mean().float()[None]
+            nearest.append((best, body))
+        return scores.movedim(0, -1), _mean_in_body(nearest)
+
+
+def _mean_in_body(nearest: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the mean over the body ``(1,)``, of the whole scan if none of it is brighter than its mean.
+
+    So a scan is that was standardized by the training set's mean and is darker everywhere.
+    """
+    values = torch.cat([best[body] for best, body in nearest])
+    return (values if len(values) else torch.stack([best for best, _ in nearest])).mean().float()[None]
+
+
+def _intensity_distance(volume: Tensor, support: Support) -> Tensor:
+    """Return how far the intensities are from the most similar annotated scan's, ``(1,)``; NaN if none is known."""
+    own = intensity_profile(volume)
+    distances = [(own - profile).abs().mean() for profile in support.profiles]
+    return torch.stack(distances).amin()[None] if distances else torch.full((1,), torch.nan)
+
+
+def _about(support: Support, scans: int) -> dict[str, Tensor]:
+    """Return the meta of scores that comes from the support, the same for each scan of a batch."""
+    shapes = [support.shapes.get(organ, ()) for organ in support.organs]
+    return {
+        ORGAN_IDS: torch.tensor([support.organs] * scans),
+        SUPPORT_COMPONENTS: torch.tensor([[typical_components(some) for some in shapes]] * scans),
+        SUPPORT_MILLILITERS: torch.tensor([[range_of_volumes(some) for some in shapes]] * scans),
+    }
 
 
 def _extents(organs: Sequence[int], label: Tensor) -> Extents:

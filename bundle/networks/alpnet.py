@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,10 @@ class ALPNet(PrototypeHead):
         foreground: Maps features ``(K, D, h, w)`` and a mask ``(K, 1, h, w)`` to prototypes ``(N, D)``.
         background: The same, for the pixels outside the mask.
         classifier: Maps features ``(D, h, w)`` and prototypes ``(N, D)`` to scores ``(h, w)``.
+        level: Of an encoder that returns several feature maps, as MONAI's do, which one is taken; -1 is the last.
+
+    Raises:
+        ValueError: In use, if the encoder returns several feature maps and no level is given, or another one.
     """
 
     def __init__(
@@ -62,9 +68,11 @@ class ALPNet(PrototypeHead):
         foreground: nn.Module | None = None,
         background: nn.Module | None = None,
         classifier: nn.Module | None = None,
+        level: int | None = None,
     ) -> None:
         super().__init__(foreground, background, classifier)
         self.encoder = encoder
+        self.level = level
 
     def forward(
         self, query_image: Tensor, support_image: Tensor | None = None, support_mask: Tensor | None = None
@@ -86,7 +94,7 @@ class ALPNet(PrototypeHead):
         """
         if support_image is None or support_mask is None:
             batch, _, height, width = query_image.shape
-            return self.encoder(query_image).new_zeros(batch, 2, height, width)
+            return one_feature_map(self.encoder(query_image), self.level).new_zeros(batch, 2, height, width)
         query, support = self.encode_episode(query_image, support_image, support_mask)
         logits = self.segment(query, support, reduce_mask(support_mask, query))
         return upsample(logits, query_image)
@@ -96,7 +104,7 @@ class ALPNet(PrototypeHead):
         _check_episode(query_image, support_image, support_mask)
         batch, shots = support_image.shape[0], support_image.shape[1]
         # One pass for both, so that batch norm sees support and query together.
-        features = self.encoder(torch.cat([support_image.flatten(0, 1), query_image]))
+        features = one_feature_map(self.encoder(torch.cat([support_image.flatten(0, 1), query_image])), self.level)
         support = features[: batch * shots].unflatten(0, (batch, shots))
         return features[batch * shots :], support
 
@@ -159,6 +167,25 @@ class AlignedALPNet(nn.Module):
             prototypes = self.network.prototypes(query[episode, None], mask[episode, None])
             aligned.append(torch.stack([self.network.score(shot, *prototypes) for shot in support[episode]]))
         return torch.stack(aligned)
+
+
+def one_feature_map(output: Any, level: int | None = None) -> Tensor:
+    """Return the feature map ``(B, D, h, w)`` of an encoder's output, the one at ``level`` of several.
+
+    Raises:
+        ValueError: If the output is none, or there are several and ``level`` names none of them.
+    """
+    if isinstance(output, list | tuple):
+        if level is None or not -len(output) <= level < len(output):
+            raise ValueError(
+                f"the encoder returns {len(output)} feature maps, and one is needed, got level {level}. Set the "
+                f"network's level to a number from 0 to {len(output) - 1}, or to -1 for the last."
+            )
+        output = output[level]
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ValueError(f"an encoder must return features (B, D, h, w), got {shape}. Wrap it in a module that does.")
+    return output
 
 
 def reduce_mask(mask: Tensor, features: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def load_network(
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it was made by a network of other parts or sizes; the message lists the tensors.
+        ValueError: If it was made by a network of other parts or sizes, or holds numbers that are not finite; the
+            message lists the tensors.
     """
     if path is not None:
         state, expected = _read(Path(path)), network.state_dict()
@@ -117,6 +118,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold a state dictionary (names and tensors), got {type(state).__name__}.")
+    broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"the weights {path} hold numbers that are not finite in {_listed(broken)}. Take another file."
+        )
     return dict(state)
 
 

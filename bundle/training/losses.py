@@ -15,7 +15,8 @@ class EpisodeLoss(nn.Module):
     sum of the weights of the pixels, and the alignment term is the mean over pixels and shots.
 
     Args:
-        background_weight: Weight of background pixels in the query's term; foreground has 1.
+        background_weight: Weight of background pixels in the query's term; foreground has 1. With 0, a query without
+            foreground has a loss of 0.
         alignment_weight: Weight of the alignment term (lambda of the paper).
 
     Raises:
@@ -48,7 +49,10 @@ class EpisodeLoss(nn.Module):
         weight = logits.new_tensor([self.background_weight, 1.0])
         # Each episode has its own normaliser, so that a batch is the mean of its episodes.
         episodes = [
-            F.cross_entropy(one[None], target.long(), weight=weight) for one, target in zip(logits, mask, strict=True)
+            F.cross_entropy(one[None], target.long(), weight=weight)
+            if self.background_weight > 0 or bool(target.any())
+            else 0 * one.sum()  # no pixel has a weight, and their mean would be no number
+            for one, target in zip(logits, mask, strict=True)
         ]
         return sum(episodes, logits.new_zeros(())) / len(episodes)
 

@@ -12,11 +12,12 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
 from torch import Tensor
 
-from bundle.keys import IMAGE, QUALITY
+from bundle.keys import IMAGE, NOTICES, QUALITY, SUPPORT_COMPONENTS
+from bundle.transforms.components import largest_components
 from bundle.transforms.masks import each_organ_mask, plain
+from bundle.transforms.notices import SCAN, expected_organs, milliliters_of, organ_notices, scan_notices
 
 Data = dict[Hashable, Any]
 
@@ -172,7 +173,8 @@ class LargestComponentsd(RefineScoresd):
 
     Args:
         keys: Scores.
-        num_components: Parts to keep of each organ; more than 1 for targets in several parts.
+        num_components: Parts to keep of each organ; ``None`` keeps as many as it has in the annotated scans, which the
+            scores' meta tells, or one.
         overlap: If true, each organ is where its own score is above 0. If false, a voxel belongs to its best organ
             only, as in a label map.
         inplace: As of ``RefineScoresd``.
@@ -182,10 +184,10 @@ class LargestComponentsd(RefineScoresd):
     """
 
     def __init__(
-        self, keys: KeysCollection, num_components: int = 1, overlap: bool = False, inplace: bool = False
+        self, keys: KeysCollection, num_components: int | None = None, overlap: bool = False, inplace: bool = False
     ) -> None:
         super().__init__(keys, inplace)
-        if num_components < 1:
+        if num_components is not None and num_components < 1:
             raise ValueError(
                 f"num_components must be at least 1, got {num_components}. Take this transform out to keep all parts."
             )
@@ -195,55 +197,58 @@ class LargestComponentsd(RefineScoresd):
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
         """Make scores negative outside of the kept parts."""
         stray = torch.zeros_like(scores[0], dtype=torch.bool)
-        for own, mask in zip(scores, each_organ_mask(scores, self.overlap), strict=True):
-            removed = mask & ~self._largest(mask)
+        numbers = self._numbers(len(scores), meta or {})
+        for own, mask, number in zip(scores, each_organ_mask(scores, self.overlap), numbers, strict=True):
+            removed = mask & ~largest_components(mask, number)
             _make_negative(own, removed)
             stray |= removed
         if not self.overlap:  # what was an organ's stray part is not the second best organ's
             for own in scores:
                 _make_negative(own, stray)
 
-    def _largest(self, mask: Tensor) -> Tensor:
-        if not mask.any():
-            return mask
-        # In the box around the organ: counting the parts of a whole volume would take many times its memory.
-        begin, end = generate_spatial_bounding_box(mask[None])
-        box = tuple(slice(low, high) for low, high in zip(begin, end, strict=True))
-        kept = torch.zeros_like(mask)
-        parts = get_largest_connected_component_mask(
-            mask[box][None], connectivity=1, num_components=self.num_components
-        )
-        kept[box] = plain(parts)[0].bool()
-        return kept
+    def _numbers(self, organs: int, meta: Mapping[Any, Any]) -> list[int]:
+        if self.num_components is not None:
+            return [self.num_components] * organs
+        return [int(n) for n in torch.as_tensor(meta.get(SUPPORT_COMPONENTS, [1] * organs)).flatten()]
 
 
 class AssessScoresd(MapTransform):
-    """Estimate how good each organ's mask is, without any truth: the median probability of its voxels.
+    """Estimate how good each organ's mask is, without any truth, and say what makes it doubtful.
 
-    It is written to the scores' meta under ``quality``, ``(O,)`` in [0.5, 1], or 0 for an organ that was not found. Low
-    values point to masks that should be looked at; it is no Dice (docs/annotate_one.md tells how well it ranks).
+    The median probability of its voxels is written to the scores' meta under ``quality``, ``(O,)`` in [0.5, 1], or 0
+    for an organ that was not found. Low values point to masks that should be looked at; it is no Dice
+    (docs/annotate_one.md tells how well it ranks). Sentences are written under ``notices``, as
+    ``bundle.transforms.notices`` has them.
 
     Args:
         keys: Scores, refined.
         overlap: As of ``LargestComponentsd``.
+        least_explained: Similarity of a scan to the annotated ones (``explained``), in logits, below which a notice
+            says that it is unlike them. It depends on network and head; ``None`` does not compare.
     """
 
-    def __init__(self, keys: KeysCollection, overlap: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, overlap: bool = False, least_explained: float | None = None) -> None:
         super().__init__(keys)
         self.overlap = overlap
+        self.least_explained = least_explained
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with the estimate in its scores' meta."""
         result = dict(data)
         for key in self.key_iterator(data):
             scores = plain(data[key])
-            masks = each_organ_mask(scores, self.overlap)
-            quality = [
-                float(own[m].median().sigmoid()) if m.any() else 0.0 for own, m in zip(scores, masks, strict=True)
-            ]
-            meta = dict(getattr(data[key], "meta", {})) | {QUALITY: torch.tensor(quality)}
+            meta = dict(getattr(data[key], "meta", {})) | self._assessed(data[key], scores)
             result[key] = MetaTensor(scores, meta=meta)
         return result
+
+    def _assessed(self, volume: Tensor, scores: Tensor) -> dict[str, Any]:
+        quality, notices = [], {SCAN: scan_notices(getattr(volume, "meta", {}), self.least_explained)}
+        masks = each_organ_mask(scores, self.overlap)  # one at a time: all of them take a quarter of the scores' memory
+        for own, mask, expected in zip(scores, masks, expected_organs(volume), strict=True):
+            quality.append(float(own[mask].median().sigmoid()) if mask.any() else 0.0)
+            milliliters = milliliters_of(int(mask.sum()), volume)
+            notices[expected.organ] = organ_notices(mask, milliliters, expected)
+        return {QUALITY: torch.tensor(quality), NOTICES: {organ: said for organ, said in notices.items() if said}}
 
 
 def _make_negative(own: Tensor, where: Tensor) -> None:

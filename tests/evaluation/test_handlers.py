@@ -21,6 +21,7 @@ from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
 from bundle.evaluation.handlers import DiceTable, SaveMasks, SaveOverlays
 from bundle.files import write_csv
+from bundle.inference.resume import Resumption
 from bundle.transforms import FitSlicesd, SliceLayoutd
 from bundle.transforms.volumes import restore_grid
 from tests.processes import become
@@ -83,10 +84,33 @@ def test_a_mask_lies_on_exactly_the_grid_of_its_file(tmp_path: Path) -> None:
 def test_volumes_are_in_milliliters(tmp_path: Path) -> None:
     run(SaveMasks(tmp_path / "masks", INFERER), [segmented(tmp_path / "scan_1.nii.gz")])
     assert table(tmp_path / "masks" / "volumes.csv") == [
-        ["scan", "organ", "voxels", "milliliters"],
-        ["scan_1", "liver", "30", "1.50"],
-        ["scan_1", "spleen", "7", "0.35"],
+        ["scan", "organ", "voxels", "milliliters", "quality", "notice"],
+        ["scan_1", "liver", "30", "1.50", "", ""],
+        ["scan_1", "spleen", "7", "0.35", "", ""],
     ]
+
+
+def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assessed = {"organ_ids": torch.tensor([SPLEEN, LIVER]), "quality": torch.tensor([0.9, 0.75])}
+    said = {"notices": {LIVER: ["small", "in pieces"], 0: ["another modality?"]}}
+    scans = {name: segmented(tmp_path / f"{name}.nii.gz") for name in ("a", "b")}
+    scans["a"]["pred"].meta.update(assessed)
+    scans["b"]["pred"].meta.update(assessed | said)
+    files = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in scans]
+    folder = tmp_path / "masks"
+    run(SaveMasks(folder, INFERER, Resumption(files, folder)), [scans["b"]])
+    run(SaveMasks(folder, INFERER, Resumption(files, folder, resume=True)), [scans["a"]])
+    assert [row[1:2] + row[4:] for row in table(folder / "volumes.csv")[1:]] == [
+        ["liver", "0.7500", ""],
+        ["spleen", "0.9000", ""],
+        ["liver", "0.7500", "another modality?; small; in pieces"],
+        ["spleen", "0.9000", "another modality?"],
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"1 masks in {folder}, 1 with a notice (volumes.csv). Look first at b."
+    assert lines[-1] == f"2 masks in {folder}, 1 with a notice (volumes.csv). Look first at b, a."
 
 
 def test_the_table_of_volumes_has_all_scans_of_the_last_run(tmp_path: Path) -> None:
@@ -99,7 +123,7 @@ def test_the_table_of_volumes_has_all_scans_of_the_last_run(tmp_path: Path) -> N
 def test_an_empty_prediction_has_a_volume_of_zero(tmp_path: Path) -> None:
     scan = segmented(tmp_path / "scan_1.nii.gz")
     run(SaveMasks(tmp_path / "masks", INFERER), [scan | {"pred": torch.zeros_like(scan["pred"])}])
-    assert table(tmp_path / "masks" / "volumes.csv")[1] == ["scan_1", "liver", "0", "0.00"]
+    assert table(tmp_path / "masks" / "volumes.csv")[1] == ["scan_1", "liver", "0", "0.00", "", ""]
 
 
 def item(name: str) -> dict[str, Any]:
@@ -219,7 +243,7 @@ def test_an_evaluation_without_a_scan_leaves_no_table(tmp_path: Path) -> None:
 
 def test_the_table_of_volumes_is_of_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scans = [segmented(tmp_path / f"{name}.nii.gz") for name in ("a", "c")]
-    become(monkeypatch, 0, 2, {1: [("b", [["b", "liver", "1", "0.05"], ["b", "spleen", "2", "0.10"]])]})
+    become(monkeypatch, 0, 2, {1: [("b", [["b", "liver", "1", "0.05", "", ""], ["b", "spleen", "2", "0.10", "", ""]])]})
     handler = SaveMasks(tmp_path / "masks", INFERER)
     engine = Engine(lambda engine, _: [scans[engine.state.iteration - 1]])
     handler.attach(engine)

@@ -19,6 +19,7 @@ from bundle.inference.next_scan import (
     rank_by_similarity,
     report_ranking,
 )
+from bundle.inference.organ_shapes import OrganShape
 
 
 def facing(*degrees: float) -> Glance:
@@ -33,6 +34,8 @@ class Marked:
 
     def __init__(self, *margins: Tensor) -> None:
         self.given = margins
+        self.organs = list(range(1, len(margins[0]) + 1))
+        self.shapes: dict[int, list[OrganShape]] = {}
         self.seen: Sequence[Tensor] = []
 
     def score(self, features: Sequence[Tensor], extents: None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,13 +103,16 @@ def test_expected_quality_is_the_organs_mean_probability_where_only_the_largest_
     one, two, three = torch.tensor([1.0, 2.0, 3.0]).sigmoid().tolist()
     expected = ((one + two) / 2 + 2 * three / 3 + 0.0) / 3
     assert expected_quality(glance, support) == pytest.approx(expected)  # type: ignore[arg-type]
+    support.shapes = {2: [OrganShape(2)], 1: [OrganShape(1)], 3: [OrganShape(3)]}
     both = ((one + two) / 2 + (2 * three + torch.tensor(0.5).sigmoid().item()) / 3 + 0.0) / 3
     assert expected_quality(glance, support, num_components=2) == pytest.approx(both)  # type: ignore[arg-type]
+    assert expected_quality(glance, support) == pytest.approx(both)  # type: ignore[arg-type]
+    assert expected_quality(glance, support, num_components=1) == pytest.approx(expected)  # type: ignore[arg-type]
     assert isinstance(support.seen, Tensor)
     assert support.seen.dtype == torch.float32
 
 
-def test_the_scan_whose_mask_is_least_sure_comes_first() -> None:
+def test_the_scan_whose_mask_is_least_confident_comes_first() -> None:
     assert rank_by_quality({"a": 0.8, "b": 0.5, "c": 0.9}) == [("b", 0.5), ("a", 0.8), ("c", 0.9)]
 
 
@@ -116,7 +122,7 @@ def test_a_ranking_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["scan", "quality"], ["scan, no 7", "0.5123"], ["scan 2", "0.9000"]]
     assert capsys.readouterr().out.splitlines() == [
-        "First comes the scan whose mask is least sure:",
+        "First comes the scan whose mask is least confident:",
         "  scan, no 7  0.512",
         "  scan 2  0.900",
         f"all of them: {path}",

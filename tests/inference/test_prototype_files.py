@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import bundle.inference.prototype_files
 from bundle.inference.matching import ChunkMatching, Matching, SliceMatching
+from bundle.inference.matching.slices import SliceSupport
 from bundle.inference.prototype_files import (
     PrototypeRecord,
     fingerprint,
@@ -25,7 +28,8 @@ from bundle.inference.prototype_files import (
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, ForegroundPrototypes, PrototypeHead, ResNetEncoder, TopKClassifier
 
-RECORD = PrototypeRecord({"liver": 1}, [{"name": "a"}, {"name": "b"}], {"encoder": "f00d"})
+SHOWN: dict[str, Any] = {"organs": ["liver"], "shapes": {"liver": [1, None]}, "profile": [0.5]}
+RECORD = PrototypeRecord({"liver": 1}, [{"name": "a", **SHOWN}, {"name": "b", **SHOWN}], {"encoder": "f00d"})
 TENSORS = [{"x": torch.arange(6.0).reshape(2, 3).T, "y.z": torch.tensor([3])}, {"x": torch.zeros(0, 4)}]
 
 MATCHINGS: dict[str, Any] = {
@@ -66,7 +70,7 @@ def saved(path: Path, network: ALPNet, *scans: Any, **settings: Any) -> Path:
 def test_tensors_and_record_come_back(tmp_path: Path) -> None:
     write_prototypes(tmp_path / "deep" / "p.safetensors", TENSORS, RECORD)
     scans, record = read_prototypes(tmp_path / "deep" / "p.safetensors")
-    assert record == RECORD
+    assert record == replace(RECORD, content=record.content)
     assert [set(scan) for scan in scans] == [{"x", "y.z"}, {"x"}]
     for scan, expected in zip(scans, TENSORS, strict=True):
         assert all(torch.equal(scan[name], expected[name]) for name in expected)
@@ -77,7 +81,7 @@ def test_tensors_and_record_come_back(tmp_path: Path) -> None:
 def test_the_json_is_not_needed(tmp_path: Path) -> None:
     write_prototypes(tmp_path / "p.safetensors", TENSORS, RECORD)
     (tmp_path / "p.json").unlink()
-    assert read_prototypes(tmp_path / "p.safetensors")[1] == RECORD
+    assert read_prototypes(tmp_path / "p.safetensors")[1].organs == RECORD.organs
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     write_prototypes(path, TENSORS, RECORD)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"p\.safetensors cannot be read .*truncated"):
+    with pytest.raises(ValueError, match=r"p\.safetensors cannot be read as a file of prototypes .*truncated"):
         read_prototypes(path)
 
 
@@ -103,7 +107,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_or_format_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "p.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata=metadata)
-    with pytest.raises(ValueError, match=r"must be a file of prototypes of format 1, got (None|99)"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read as a file of prototypes \(the format must be 2, got (None|99)\)"
+    ):
         read_prototypes(path)
 
 
@@ -151,6 +157,77 @@ def test_settings_are_spelled_out() -> None:
     assert settings_of({1: (None, "a", 2.5)}) == {"1": [None, "a", 2.5]}
 
 
+def damaged(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> Path:
+    """Write a file whose record or tensors are changed, and whose hash is right all the same."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(record, tensors)
+    record["content"] = bundle.inference.prototype_files._hash_of(tensors)
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(kept, path, metadata={"record": json.dumps(record)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("organs", {"liver": 0}),
+        ("organs", {"liver": 1.5}),
+        ("organs", {"liver": True}),
+        ("organs", {"liver": 1, "spleen": 1}),
+        ("organs", ["liver"]),
+        ("scans", {"a": 1}),
+        ("scans", [3, 4]),
+        ("scans", [{"name": "a", **SHOWN, "organs": [{}]}] * 2),
+        ("scans", [{"name": "a", **SHOWN, "organs": ["spleen"]}] * 2),
+        ("scans", [{"name": "a", **SHOWN, "shapes": {"liver": [1]}}] * 2),
+        ("scans", [{"name": "a", **SHOWN, "profile": ["x"]}] * 2),
+        ("scans", [{"name": "a", **SHOWN}]),
+        ("made_with", None),
+        ("version", 5),
+    ],
+)
+def test_a_record_that_is_none_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "p.safetensors"
+    write_prototypes(path, TENSORS, RECORD)
+    with pytest.raises(ValueError, match=r"p\.safetensors cannot be read as a file of prototypes \(.+\)\. It may"):
+        read_prototypes(damaged(path, lambda record, _: record.update({field: value})))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("0.x", torch.tensor([1.0, torch.nan])),
+        ("0.x", torch.tensor([torch.inf])),
+        ("7.x", torch.zeros(1)),
+        ("x", torch.zeros(1)),
+    ],
+)
+def test_tensors_that_belong_to_no_scan_or_are_not_finite_are_refused(tmp_path: Path, name: str, value: Tensor) -> None:
+    path = tmp_path / "p.safetensors"
+    write_prototypes(path, TENSORS, RECORD)
+    with pytest.raises(ValueError, match=r"belongs to none of its 2 scans|not finite"):
+        read_prototypes(damaged(path, lambda _, tensors: tensors.update({name: value})))
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    write_prototypes(path, TENSORS, RECORD)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"p\.safetensors is damaged: its tensors are not those that were written"):
+        read_prototypes(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 7, b"\xff" * 200, (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"p\.safetensors cannot be read as a file of prototypes"):
+        read_prototypes(tmp_path / "p.safetensors")
+
+
 # --- annotated scans -----------------------------------------------------------------------------------------------
 
 
@@ -167,7 +244,8 @@ def test_prototypes_give_exactly_the_scores_of_the_scans_they_stand_for(
     assert (expected > 0).any()
     assert from_file.meta.keys() == expected.meta.keys()
     for key, value in from_file.meta.items():
-        assert not isinstance(value, Tensor) or torch.equal(value, expected.meta[key])
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(value, expected.meta[key], rtol=0, atol=0, equal_nan=True)
 
 
 def test_files_of_several_scans_and_scans_with_images_go_together(network: ALPNet, tmp_path: Path) -> None:
@@ -193,7 +271,12 @@ def test_the_file_tells_scans_organs_and_names(network: ALPNet, tmp_path: Path) 
     path = saved(tmp_path, network, scan(0, name="ann.nii.gz"), scan(1, organs=(7,)), organs=organs)
     record = read_prototypes(path)[1]
     assert record.organs == organs
-    assert record.scans == [{"name": "ann.nii.gz", "organs": ["liver", "spleen"]}, {"name": "", "organs": ["spleen"]}]
+    told = [(scan["name"], scan["organs"]) for scan in record.scans]
+    assert told == [("ann.nii.gz", ["liver", "spleen"]), ("", ["spleen"])]
+    assert [scan["shapes"] for scan in record.scans] == [
+        {"liver": [1, None], "spleen": [1, None]},
+        {"spleen": [1, None]},
+    ]
     inferer = VolumeInferer([scan(2, organs=(4,))], prototypes=path)
     assert inferer.organ_names() == {"liver": 3, "organ_4": 4, "spleen": 7}
 
@@ -250,3 +333,118 @@ def test_a_matching_of_ones_own_that_knows_no_files_says_so() -> None:
     for method in (Own().to_tensors, Own().from_tensors):
         with pytest.raises(NotImplementedError, match="Own cannot keep annotated scans in files"):
             method({})
+
+
+# --- damaged tensors, and organs by name -----------------------------------------------------------------------------
+
+
+DAMAGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any]]] = {
+    "no features": ("chunks", lambda t: t.pop("0.features")),
+    "other features": ("chunks", lambda t: t.update({"0.features": t["0.features"][0]})),
+    "other masks": ("chunks", lambda t: t.update({"0.organ_3.masks": t["0.organ_3.masks"][..., 1:]})),
+    "a slice outside": ("chunks", lambda t: t["0.organ_3.slices"].fill_(99)),
+    "an extent outside": ("chunks", lambda t: t["0.organ_3.extent"].mul_(3)),
+    "slices that are no numbers": ("chunks", lambda t: t.update({"0.organ_3.slices": t["0.organ_3.slices"].float()})),
+    "an organ without a number": ("chunks", lambda t: t.update({"0.organ_x.slices": torch.tensor([0])})),
+    "no descriptions": ("slices", lambda t: t.pop("0.descriptions")),
+    "other descriptions": ("slices", lambda t: t.update({"0.descriptions": t["0.descriptions"][:, 1:]})),
+    "fewer prototypes": ("slices", lambda t: t.update({"0.prototypes": t["0.prototypes"][1:]})),
+    "an organ that the record has not": ("slices", lambda t: t["0.slice_class_number"][:, 1].add_(5)),
+    "a negative class": ("slices", lambda t: t["0.slice_class_number"][:, 1].fill_(-1)),
+    "a flat table": ("slices", lambda t: t.update({"0.slice_class_number": t["0.slice_class_number"].flatten()})),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_tensors_end_in_one_sentence(network: ALPNet, tmp_path: Path, name: str) -> None:
+    kind, damage = DAMAGES[name]
+    path = saved(tmp_path, network, scan(0), matching=MATCHINGS[kind])
+    damaged(path, lambda _, tensors: damage(tensors))
+    with pytest.raises(ValueError, match=r"the prototypes .*p\.safetensors are damaged: .*\. Make them again"):
+        VolumeInferer([], prototypes=path, matching=MATCHINGS[kind]).pool(network, torch.device("cpu"))
+
+
+def named(folder: Path, network: ALPNet, seed: int, **organs: int) -> Path:
+    """A file of prototypes of organs with names."""
+    folder.mkdir()
+    return saved(folder, network, scan(seed, tuple(organs.values())), organs=organs, matching=SliceMatching())
+
+
+def pooled(network: ALPNet, *files: Path, **settings: Any) -> tuple[dict[str, int], dict[int, list[float]]]:
+    """Names of the organs, and how many of each organ's scans show it, told by their first prototype."""
+    inferer = VolumeInferer([], prototypes=files, matching=SliceMatching(), **settings)
+    support = inferer.pool(network, torch.device("cpu"))
+    assert isinstance(support, SliceSupport)
+    first = {
+        organ: [float(next(s[organ] for s in one.prototypes if organ in s)[0, 0]) for one in scans]
+        for organ, scans in support.sources.items()
+    }
+    return inferer.organ_names(), first
+
+
+def test_organs_of_files_go_together_by_name_and_not_by_id(network: ALPNet, tmp_path: Path) -> None:
+    liver, spleen = named(tmp_path / "a", network, 0, liver=1), named(tmp_path / "b", network, 2, spleen=1)
+    names, of_liver = pooled(network, liver)
+    assert names == {"liver": 1}
+    assert pooled(network, spleen)[0] == {"spleen": 1}
+    names, both = pooled(network, liver, spleen)
+    assert names == {"liver": 1, "spleen": 2}
+    assert both == {1: of_liver[1], 2: pooled(network, spleen)[1][1]}
+    again = named(tmp_path / "c", network, 2, liver=7)
+    names, one = pooled(network, liver, again)
+    assert names == {"liver": 1}
+    assert one == {1: [*of_liver[1], *pooled(network, again)[1][7]]}
+
+
+def test_organs_that_are_asked_for_are_found_by_name_and_get_the_ids_that_are_asked_for(
+    network: ALPNet, tmp_path: Path
+) -> None:
+    file = named(tmp_path / "a", network, 0, liver=1, spleen=2)
+    of_file = pooled(network, file)[1]
+    assert pooled(network, file, organs={"spleen": 1}) == ({"spleen": 1}, {1: of_file[2]})
+    swapped = pooled(network, file, organs={"liver": 2, "spleen": 1})
+    assert swapped == ({"liver": 2, "spleen": 1}, {2: of_file[1], 1: of_file[2]})
+    with pytest.raises(ValueError, match=r"pancreas \(id 1\) has no voxel in any of the 1 support label maps"):
+        pooled(network, file, organs={"pancreas": 1})
+
+
+def test_an_organ_without_a_name_is_known_by_its_id(network: ALPNet, tmp_path: Path) -> None:
+    unnamed = saved(tmp_path, network, scan(0, (3, 7)), matching=SliceMatching())
+    assert pooled(network, unnamed, organs={"liver": 3})[0] == {"liver": 3}
+    liver = named(tmp_path / "a", network, 2, liver=3)
+    names, both = pooled(network, liver, unnamed)
+    assert names == {"liver": 3, "organ_7": 7}
+    assert len(both[3]) == 2
+    spleen = named(tmp_path / "b", network, 2, spleen=3)
+    with pytest.raises(ValueError, match="id 3 of the label maps may be liver or spleen"):
+        pooled(network, liver, spleen, unnamed)
+
+
+def test_an_organ_that_is_asked_for_and_lost_on_the_grid_leaves_no_file(network: ALPNet, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tumor \(id 9\) has no voxel"):
+        saved(tmp_path, network, scan(0), organs={"liver": 3, "tumor": 9})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["chunks", "slices"])
+def test_a_scan_without_an_organ_is_left_out_and_that_is_said(
+    network: ALPNet, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path, network, scan(0), scan(1, organs=()), matching=MATCHINGS[name])
+    assert len(read_prototypes(path)[1].scans) == 1
+    assert "1 of 2 annotated scans show no organ and are left out" in caplog.text
+
+
+def test_a_file_tells_the_shapes_and_intensities_of_its_scan(network: ALPNet, tmp_path: Path) -> None:
+    support = scan(0)
+    support["label"] = MetaTensor(support["label"], affine=torch.diag(torch.tensor([2.0, 1.0, 5.0, 1.0])))
+    support["label"][0, 40:60, 50:60, 2:7] = 3  # a second part of a third of the first one's size
+    path = saved(tmp_path, network, support, organs={"liver": 3, "spleen": 7})
+    query = scan(5)["image"][None]
+    expected = VolumeInferer([support])(query, network)
+    assert expected.meta["support_components"].tolist() == [[2, 1]]
+    liver = (20 * 30 + 20 * 10) * 5 * 10 / 1000  # slices of 20 x 30 and 20 x 10 pixels; 10 mm3 a voxel
+    assert expected.meta["support_milliliters"][0, 0].tolist() == pytest.approx([liver, liver])
+    found = VolumeInferer([], prototypes=path)(query, network)
+    for key in ("support_components", "support_milliliters", "intensity_distance"):
+        torch.testing.assert_close(found.meta[key], expected.meta[key])

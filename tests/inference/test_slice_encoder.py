@@ -121,3 +121,25 @@ def test_the_encoder_is_made_ready_for_inference_once_for_equal_weights(monkeypa
     with_data(network)
     encode(volume, network)
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_a_scan_or_weights_that_leave_no_numbers_are_refused(value: float) -> None:
+    network, volume = small_network().eval(), annotated_scan()["image"]
+    broken = volume.clone()
+    broken[..., 2] = value
+    with pytest.raises(ValueError, match=r"the features of slices 0 to 2 are not finite\. The scan or the weights"):
+        SliceEncoder()(broken, network)
+    network.encoder.localconv.weight.data[:] = value
+    with pytest.raises(ValueError, match="are not finite"):
+        SliceEncoder()(volume, network)
+
+
+def test_of_several_feature_maps_the_networks_level_is_encoded() -> None:
+    class TwoMaps(torch.nn.Module):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [image, 2 * image[..., ::2, ::2]]
+
+    volume = annotated_scan()["image"]
+    found = SliceEncoder()(volume, ALPNet(TwoMaps(), level=1))
+    torch.testing.assert_close(torch.as_tensor(found)[:, 0], 2 * volume[0].movedim(-1, 0)[:, ::2, ::2])

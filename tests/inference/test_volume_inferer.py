@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, decollate_batch
 from torch import Tensor, nn
 
 import bundle.inference.features
@@ -17,6 +17,7 @@ from bundle.inference.matching.chunks import ChunkSupport, OrganPrototypes
 from bundle.inference.matching.slices import SliceSupport
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, ResNetEncoder, TopKClassifier
+from bundle.transforms import LargestComponentsd
 
 
 class Intensities(nn.Module):
@@ -395,3 +396,55 @@ def test_a_head_is_in_eval_mode() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VolumeInferer([scan(0)], **settings)
+
+
+# --- what the meta of scores tells -----------------------------------------------------------------------------------
+
+
+def test_a_scan_that_is_nowhere_above_its_mean_is_explained_as_a_whole(network: ALPNet) -> None:
+    """As a scan that was standardized by the training set and is darker than it everywhere."""
+    dark = torch.full((1, 1, 24, 32, 12), -1.0)
+    scores = VolumeInferer([scan(0)])(dark, network)
+    assert scores.meta["explained"].isfinite().all()
+
+
+def kidneys(one: int, other: int) -> dict[str, Tensor]:
+    """Two blocks of one organ, at columns that are given."""
+    label = torch.zeros(1, 24, 32, 12)
+    for left in (one, other):
+        label[0, 4:12, left : left + 8, 3:9] = 1
+    return {"image": label.clone(), "label": label}
+
+
+@pytest.mark.parametrize("matching", [ChunkMatching(), SliceMatching()], ids=["chunks", "slices"])
+@pytest.mark.parametrize(("supports", "parts"), [([(0, 22)], 2), ([(0, 8)], 1), ([(0, 22), (0, 8)], 2)])
+def test_an_organ_keeps_as_many_parts_as_it_has_in_the_annotated_scans(
+    network: ALPNet, matching: Matching, supports: list[tuple[int, int]], parts: int
+) -> None:
+    query = kidneys(1, 20)
+    scores = VolumeInferer([kidneys(*columns) for columns in supports], matching=matching)(
+        query["image"][None], network
+    )
+    assert scores.meta["support_components"].tolist() == [[parts]]
+    (item,) = decollate_batch({"pred": scores})
+    kept = LargestComponentsd("pred")({"pred": item["pred"]})["pred"]
+    found = int((kept > 0).sum())
+    assert found == int(query["label"].sum()) * parts // 2
+
+
+def test_of_a_drawing_the_parts_are_those_of_its_slices_and_the_volume_is_not_known(
+    network: ALPNet, tmp_path: Path
+) -> None:
+    drawn = kidneys(0, 22)
+    drawn["label"][..., [3, 5, 7]] = 0
+    files = Files(tmp_path, drawn=drawn)
+    meta = VolumeInferer(files)(asked(scan(9), files.entry("drawn", partial=True)), network).meta
+    assert meta["support_components"].tolist() == [[2]]
+    assert meta["support_milliliters"].isnan().all()
+
+
+def test_intensities_are_compared_with_the_most_similar_annotated_scan(network: ALPNet) -> None:
+    query = torch.randn(1, 1, 24, 32, 12)
+    moved = [{**scan(0), "image": query[0] + shift} for shift in (3.0, -0.25)]
+    distance = VolumeInferer(moved)(query, network).meta["intensity_distance"]
+    torch.testing.assert_close(distance, torch.full((1, 1), 0.25))

@@ -210,3 +210,34 @@ def test_masks_are_reduced_to_the_mean_of_the_central_pixels_of_each_block() -> 
 def test_shapes_that_do_not_belong_together_are_refused(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ALPNet(TinyEncoder())(**(episode() | change))
+
+
+class SeveralMaps(nn.Module):
+    """An encoder that returns a feature map of each of two sizes, as MONAI's do."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image[..., ::2, ::2], image[..., ::4, ::4] + 1]
+
+
+@pytest.mark.parametrize(("level", "same"), [(0, 0), (1, 1), (-1, 1)])
+def test_of_an_encoder_with_several_feature_maps_one_is_taken(level: int, same: int) -> None:
+    class OneMap(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return SeveralMaps()(image)[same]
+
+    episode = torch.randn(1, 3, 32, 32), torch.randn(1, 1, 3, 32, 32), torch.ones(1, 1, 1, 32, 32)
+    found = ALPNet(SeveralMaps(), level=level).eval()(*episode)
+    torch.testing.assert_close(found, ALPNet(OneMap()).eval()(*episode))
+
+
+@pytest.mark.parametrize("level", [None, 2, -3])
+def test_an_encoder_with_several_feature_maps_needs_a_level(level: int | None) -> None:
+    with pytest.raises(
+        ValueError, match=rf"the encoder returns 2 feature maps, and one is needed, got level {level}\. Set"
+    ):
+        ALPNet(SeveralMaps(), level=level)(torch.randn(1, 3, 32, 32))
+
+
+def test_an_encoder_that_returns_no_feature_map_is_named() -> None:
+    with pytest.raises(ValueError, match=r"an encoder must return features \(B, D, h, w\), got a tensor \(1, 3072\)"):
+        ALPNet(nn.Flatten())(torch.randn(1, 3, 32, 32))

@@ -196,3 +196,12 @@ def test_the_copy_for_inference_gives_the_same_features_without_batch_norm(depth
 def test_there_is_no_copy_for_inference_in_training_mode() -> None:
     with pytest.raises(ValueError, match=r"in eval mode only. Call eval\(\) first"):
         ResNetEncoder(18, "layer3").for_inference()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    network = ALPNet(ResNetEncoder(18, "layer3", out_channels=4))
+    network.encoder.localconv.weight.data[0, 0] = value
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt hold numbers that are not finite in encoder\.localconv\.weight\."):
+        load_network(network, tmp_path / "model.pt")

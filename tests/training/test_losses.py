@@ -49,3 +49,14 @@ def test_the_terms_are_added_with_the_alignment_weight(weight: float) -> None:
 def test_negative_weights_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="weights must not be negative"):
         EpisodeLoss(**settings)
+
+
+def test_a_query_without_foreground_has_no_loss_if_background_weighs_nothing() -> None:
+    logits = torch.randn(2, 2, 4, 4, requires_grad=True)
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[1, 0, 0, 0] = 1
+    loss = EpisodeLoss(background_weight=0.0).query_loss(logits, mask)
+    expected = -logits[1, :, 0, 0].log_softmax(0)[1] / 2
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert bool((logits.grad[0] == 0).all())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from bundle.inference.organ_shapes import OrganShape
 from bundle.networks.alpnet import PrototypeHead
 
 Features = Tensor | Sequence[Tensor]
@@ -21,7 +23,15 @@ Extents = Mapping[int, tuple[int, int] | None]
 
 
 class Support(ABC):
-    """What all annotated scans together tell of the organs, ready to score slices."""
+    """All annotated scans together, ready to score slices.
+
+    Attributes:
+        shapes: For each organ its shape in each of the scans that it is taken from.
+        profiles: Of the scans' intensities; see ``bundle.transforms.notices``.
+    """
+
+    shapes: Mapping[int, Sequence[OrganShape]] = MappingProxyType({})
+    profiles: Sequence[Tensor] = ()
 
     @property
     @abstractmethod
@@ -68,6 +78,10 @@ class Matching(ABC):
             head: Pools and scores.
         """
 
+    def renumbered(self, encoded: Any, ids: Mapping[int, int]) -> Any:
+        """Return what ``encode`` kept with other organ ids: each id by ``ids``, which has all of them."""
+        raise NotImplementedError(f"{type(self).__name__} cannot give organs other ids.")
+
     def settings(self) -> dict[str, Any]:
         """Return what ``encode`` depends on: prototypes of equal settings can be used together."""
         return {"kind": type(self).__name__}
@@ -77,5 +91,30 @@ class Matching(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
-        """Return what ``encode`` kept from the tensors of ``to_tensors``."""
+        """Return what ``encode`` kept from the tensors of ``to_tensors``.
+
+        Raises:
+            ValueError: If they are not such tensors.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Check names, shapes and types of the tensors of a scan.
+
+    Args:
+        tensors: What a file holds.
+        shapes: What it must hold, by name; ``None`` is any size. Names that end in ``*`` are whole numbers.
+
+    Raises:
+        ValueError: If a tensor is missing, left over, of another shape or of another type.
+    """
+    wanted = {name.rstrip("*"): (shape, name.endswith("*")) for name, shape in shapes.items()}
+    if set(tensors) != set(wanted):
+        raise ValueError(f"there must be the tensors {', '.join(wanted)}, got {', '.join(tensors) or 'none'}")
+    for name, (shape, whole) in wanted.items():
+        tensor = tensors[name]
+        fits = tensor.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
+        if not fits or tensor.is_floating_point() == whole:
+            kind = "whole numbers" if whole else "floating point"
+            raise ValueError(f"{name} must be {shape} of {kind}, got {tuple(tensor.shape)} of {tensor.dtype}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support
+from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, organs_of, support_slices
 
@@ -99,8 +99,8 @@ class ChunkMatching(Matching):
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> dict[int, EncodedOrgan]:
         """Return the organs that ``to_tensors`` was given."""
+        organs = self._checked_organs(tensors)
         features = list(tensors["features"])
-        organs = sorted(int(name.split("_")[1].split(".")[0]) for name in tensors if name.endswith(".slices"))
         encoded = {}
         for organ in organs:
             slices, masks, extent = (tensors[f"organ_{organ}.{part}"] for part in ("slices", "masks", "extent"))
@@ -108,6 +108,28 @@ class ChunkMatching(Matching):
             chunks = [(features[place], mask) for place, mask in zip(slices.tolist(), masks, strict=True)]
             encoded[organ] = EncodedOrgan(chunks, (begin, end))
         return encoded
+
+    def _checked_organs(self, tensors: Mapping[str, Tensor]) -> list[int]:
+        """Return the ids of the organs in a file's tensors."""
+        ids = [name.removeprefix("organ_").removesuffix(".slices") for name in tensors if name.endswith(".slices")]
+        if not all(organ.isdecimal() for organ in ids):
+            raise ValueError(f"the tensors of organs must have whole numbers in their names, got {', '.join(tensors)}")
+        shapes: dict[str, tuple[int | None, ...]] = {"features": (None, None, None, None)}
+        height, width = tensors["features"].shape[-2:] if "features" in tensors else (None, None)
+        for organ in ids:
+            shapes[f"organ_{organ}.slices*"] = (self.chunks,)
+            shapes[f"organ_{organ}.masks"] = (self.chunks, 1, height, width)
+            shapes[f"organ_{organ}.extent"] = (2,)
+        check_tensors(tensors, shapes)
+        for organ in ids:
+            slices, (begin, end) = tensors[f"organ_{organ}.slices"], tensors[f"organ_{organ}.extent"].tolist()
+            if not bool(((slices >= 0) & (slices < len(tensors["features"]))).all()) or not 0 <= begin < end <= 1:
+                raise ValueError(f"slices or extent of organ {organ} lie outside of the scan")
+        return sorted(map(int, ids))
+
+    def renumbered(self, encoded: Mapping[int, EncodedOrgan], ids: Mapping[int, int]) -> dict[int, EncodedOrgan]:
+        """Return the scan with other organ ids."""
+        return {ids[organ]: kept for organ, kept in encoded.items()}
 
     def pool(self, sources: Mapping[int, Sequence[Mapping[int, EncodedOrgan]]], head: PrototypeHead) -> ChunkSupport:
         """Pool each chunk over all scans: they are its shots."""

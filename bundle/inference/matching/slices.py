@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support
+from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.slices import organ_slices, organs_of, support_slices
 
@@ -119,12 +119,31 @@ class SliceMatching(Matching):
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
         """Return the scan that ``to_tensors`` was given."""
+        self._check(tensors)
         kept = tensors["slice_class_number"].tolist()
         prototypes: list[dict[int, Tensor]] = [{} for _ in tensors["descriptions"]]
         parts = tensors["prototypes"].split([number for _, _, number in kept])
         for (z, organ, _), some in zip(kept, parts, strict=True):
             prototypes[z][organ] = some
         return EncodedScan(prototypes, tensors["descriptions"])
+
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        shapes = {"prototypes": (None, None), "slice_class_number*": (None, 3), "descriptions": (None, None)}
+        check_tensors(tensors, shapes)
+        slices, channels = len(tensors["descriptions"]), tensors["prototypes"].shape[1]
+        rows = tensors["slice_class_number"].tolist()
+        inside = all(0 <= z < slices and organ >= 0 and number >= 0 for z, organ, number in rows)
+        if not inside or sum(number for _, _, number in rows) != len(tensors["prototypes"]):
+            raise ValueError("slice_class_number must have a row for each slice and class, and count all prototypes")
+        width = 2 if self.by == "height" else channels * self.grid**2
+        if tensors["descriptions"].shape[1] != width:
+            raise ValueError(f"descriptions must be {width} wide, got {tensors['descriptions'].shape[1]}")
+
+    def renumbered(self, encoded: EncodedScan, ids: Mapping[int, int]) -> EncodedScan:
+        """Return the scan with other organ ids; background stays background."""
+        known = {BACKGROUND: BACKGROUND, **ids}
+        prototypes = [{known[organ]: some for organ, some in shown.items()} for shown in encoded.prototypes]
+        return replace(encoded, prototypes=prototypes)
 
     def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.

@@ -1,0 +1,57 @@
+"""Which masks to look at first: quality and notices of predicted masks, as columns of a table and as a closing line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.keys import NOTICES, ORGAN_IDS, QUALITY
+
+SCAN = 0
+"""The id under which notices of the whole scan stand."""
+
+SHOWN = 3
+"""Scans that the closing line names."""
+
+
+def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return quality and notices of each organ, as they stand in a table; "" where nothing is known.
+
+    Args:
+        mask: A predicted label map whose meta has ``quality``, ``organ_ids`` and ``notices``, or not.
+        organs: Names and ids.
+    """
+    meta = getattr(mask, "meta", {})
+    quality: dict[int, float] = {}
+    if QUALITY in meta and ORGAN_IDS in meta:
+        ids, values = (torch.as_tensor(meta[key]).flatten().tolist() for key in (ORGAN_IDS, QUALITY))
+        quality = {int(organ): value for organ, value in zip(ids, values, strict=True)}
+    notices: Mapping[int, list[str]] = meta.get(NOTICES) or {}
+    return {
+        name: [
+            f"{quality[organ]:.4f}" if organ in quality else "",
+            "; ".join([*notices.get(SCAN, []), *notices.get(organ, [])]),
+        ]
+        for name, organ in organs.items()
+    }
+
+
+def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
+    """Say where the masks are, how many there are, and which to look at first.
+
+    Args:
+        folder: Of the masks.
+        rows: Of the table: scan, organ, voxels, milliliters, quality, notice.
+    """
+    scans = list(dict.fromkeys(row[0] for row in rows))
+    doubtful: dict[str, int] = {}
+    for row in rows:
+        doubtful[row[0]] = doubtful.get(row[0], 0) + bool(row[5])
+    worst = {scan: min((float(row[4]) for row in rows if row[0] == scan and row[4]), default=1.0) for scan in scans}
+    first = sorted(scans, key=lambda scan: (-doubtful[scan], worst[scan]))[:SHOWN]
+    number = sum(count > 0 for count in doubtful.values())
+    told = f"{number} with a notice" if number else "none with a notice"
+    return f"{len(scans)} masks in {folder}, {told} (volumes.csv). Look first at {', '.join(first)}."

@@ -1,0 +1,42 @@
+"""Connected components of masks (H, W, Z): voxels that share a face belong together."""
+
+from __future__ import annotations
+
+import torch
+from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
+from skimage.measure import label as number_components
+from torch import Tensor
+
+from bundle.transforms.masks import plain
+
+RELEVANT_SIZE = 0.25
+"""Share of the largest component's voxels below which a component is a speck.
+
+In label maps of six public data sets specks have at most 0.14 of it, and true parts (both kidneys) at least 0.83.
+"""
+
+
+def largest_components(mask: Tensor, number: int) -> Tensor:
+    """Return the ``number`` largest components of a mask ``(H, W, Z)``; all of them if there are fewer."""
+    if not mask.any():
+        return mask
+    box = _box(mask)
+    kept = torch.zeros_like(mask)
+    largest = get_largest_connected_component_mask(mask[box][None], connectivity=1, num_components=number)
+    kept[box] = plain(largest)[0].bool()
+    return kept
+
+
+def count_components(mask: Tensor) -> int:
+    """Count the components of a mask ``(H, W, Z)`` or ``(H, W)``, specks left out; 0 for an empty one."""
+    if not mask.any():
+        return 0
+    numbers = number_components(mask[_box(mask)].cpu().numpy(), connectivity=1)
+    sizes = torch.as_tensor(numbers).flatten().bincount()[1:]
+    return int((sizes >= RELEVANT_SIZE * sizes.max()).sum())
+
+
+def _box(mask: Tensor) -> tuple[slice, ...]:
+    """Return the box around a mask: numbering the components of a whole volume would take many times its memory."""
+    begin, end = generate_spatial_bounding_box(mask[None])
+    return tuple(slice(low, high) for low, high in zip(begin, end, strict=True))
