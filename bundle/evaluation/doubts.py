@@ -54,4 +54,5 @@ def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
     first = sorted(scans, key=lambda scan: (-doubtful[scan], worst[scan]))[:SHOWN]
     number = sum(count > 0 for count in doubtful.values())
     told = f"{number} with a notice" if number else "none with a notice"
-    return f"{len(scans)} masks in {folder}, {told} (volumes.csv). Look first at {', '.join(first)}."
+    masks = "1 mask" if len(scans) == 1 else f"{len(scans)} masks"
+    return f"{masks} in {folder}, {told} (volumes.csv). Look first at {', '.join(first)}."

@@ -58,7 +58,7 @@ class SliceEncoder:
             ValueError: If the features are not finite.
         """
         encoder = self._for_inference(network.encoder)
-        return kept_features(self._batches(volume, encoder, network.level), volume.shape[-1])
+        return kept_features(self._batches(volume, encoder, getattr(network, "level", None)), volume.shape[-1])
 
     def _batches(self, volume: Tensor, encoder: nn.Module, level: int | None) -> Iterator[Tensor]:
         """Yield the features of some slices at a time, ``(S, D, h, w)``."""

@@ -94,17 +94,24 @@ class ALPNet(PrototypeHead):
         """
         if support_image is None or support_mask is None:
             batch, _, height, width = query_image.shape
-            return one_feature_map(self.encoder(query_image), self.level).new_zeros(batch, 2, height, width)
+            return self.features(query_image).new_zeros(batch, 2, height, width)
         query, support = self.encode_episode(query_image, support_image, support_mask)
         logits = self.segment(query, support, reduce_mask(support_mask, query))
         return upsample(logits, query_image)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the ``(B, D, h, w)`` features of ``images (B, C, H, W)``."""
+        features = self.encoder(images)
+        if not torch.jit.is_scripting():  # TorchScript knows modules that return a tensor
+            features = one_feature_map(features, self.level)
+        return features
 
     def encode_episode(self, query_image: Tensor, support_image: Tensor, support_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return query features ``(B, D, h, w)`` and support features ``(B, K, D, h, w)``."""
         _check_episode(query_image, support_image, support_mask)
         batch, shots = support_image.shape[0], support_image.shape[1]
         # One pass for both, so that batch norm sees support and query together.
-        features = one_feature_map(self.encoder(torch.cat([support_image.flatten(0, 1), query_image])), self.level)
+        features = self.features(torch.cat([support_image.flatten(0, 1), query_image]))
         support = features[: batch * shots].unflatten(0, (batch, shots))
         return features[batch * shots :], support
 

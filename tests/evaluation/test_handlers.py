@@ -109,7 +109,7 @@ def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference
         ["spleen", "0.9000", "another modality?"],
     ]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"1 masks in {folder}, 1 with a notice (volumes.csv). Look first at b."
+    assert lines[0] == f"1 mask in {folder}, 1 with a notice (volumes.csv). Look first at b."
     assert lines[-1] == f"2 masks in {folder}, 1 with a notice (volumes.csv). Look first at b, a."
 
 
