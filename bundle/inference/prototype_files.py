@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bundle
 from bundle.files import written_whole
+from bundle.provenance import changes
 
 # Environments of MONAI Label may not have it, and need it for these files only.
 try:
@@ -106,37 +106,12 @@ def refuse_other_making(path: str | Path, record: PrototypeRecord, made_with: Ma
     Raises:
         ValueError: With the name of what differs, and both values.
     """
-    # Through JSON, so that tuples and lists are the same.
-    here = json.loads(json.dumps(made_with))
-    for name, value in here.items():
-        if record.made_with.get(name) != value:
+    for name, value in made_with.items():
+        if changed := changes({name: record.made_with.get(name)}, {name: value}):
             raise ValueError(
-                f"the prototypes {path} were made with another {name}: {record.made_with.get(name)}; here it is "
-                f"{value}. Use what they were made with, or make them again from the annotated scan."
+                f"the prototypes {path} were made with another {name}: {changed}. Use what they were made with, or "
+                "encode the annotated scan again."
             )
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Return a hash of a module's weights: equal weights have equal ones, on every machine."""
-    content = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if not name.endswith("num_batches_tracked"):  # it changes nothing
-            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()
-
-
-def settings_of(thing: Any) -> Any:
-    """Spell out a part of the pipeline for people and for comparison: its kind and its public settings."""
-    if isinstance(thing, str | int | float | bool | type(None)):
-        return thing
-    if isinstance(thing, Mapping):
-        return {str(key): settings_of(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [settings_of(value) for value in thing]
-    settings = {key: value for key, value in vars(thing).items() if not key.startswith("_") and key != "training"}
-    parts = dict(thing.named_children()) if isinstance(thing, nn.Module) else {}
-    return {"kind": type(thing).__name__} | settings_of(settings | parts)
 
 
 def _checked(path: str | Path) -> Path:
