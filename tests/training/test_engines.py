@@ -65,10 +65,22 @@ def test_training_is_validated_before_and_after(epochs: int, expected: list[int]
     assert validator.epochs == expected  # after an even number of epochs ValidationHandler does it
 
 
-def test_a_resumed_training_is_not_validated_at_its_start() -> None:
+@pytest.mark.parametrize(
+    ("epochs", "resumed_at", "expected"),
+    [
+        (3, 12, [3]),  # all steps were done; epoch 3 is no multiple of the interval
+        (4, 16, [4]),  # all steps were done; the evaluation of epoch 4 may not have been
+        (5, 16, [4, 5]),
+        (3, 8, [2, 3]),
+        (3, 9, [3]),  # stopped within an epoch
+    ],
+)
+def test_a_resumed_training_repeats_the_evaluation_at_which_it_may_have_been_stopped(
+    epochs: int, resumed_at: int, expected: list[int]
+) -> None:
     validator = Validator()
-    train(validator, epochs=3, resumed_at=6)
-    assert validator.epochs == [3]
+    train(validator, epochs=epochs, resumed_at=resumed_at)
+    assert validator.epochs == expected
 
 
 def test_without_annotated_scans_it_is_said_that_there_is_no_dice(capsys: pytest.CaptureFixture[str]) -> None:
