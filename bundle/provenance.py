@@ -101,7 +101,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     inner = value
     if isinstance(value, list | tuple) and not all(isinstance(one, PLAIN) for one in value):
         inner = dict(enumerate(value))
-    if isinstance(inner, Mapping) and inner:
+    if isinstance(inner, Mapping) and (inner or not name):
         for key, one in inner.items():
             yield from _flat(one, f"{name}::{key}" if name else str(key))
     else:
