@@ -84,9 +84,9 @@ def test_words_about_code_do_not_count() -> None:
 
 def test_code_that_refers_to_itself_has_a_hash() -> None:
     def again(depth: int) -> Any:
-        return again(depth - 1) if depth else TABLE
+        return again(depth - 1) if depth else table
 
-    TABLE = {"again": again}
+    table = {"again": again}
     assert code_hash(again) == code_hash(again)
 
 
@@ -215,9 +215,9 @@ def test_a_network_can_be_described_without_its_weights() -> None:
 def test_settings_are_spelled_out_without_code_for_other_versions_to_read() -> None:
     assert describe(ForegroundPrototypes(3, None, 0.5, 2), code=False) == {
         "kind": "ForegroundPrototypes",
-        "rule_window": 2,
+        "rule_window": [2, 2],
         "min_coverage": 0.5,
-        "local": {"kind": "LocalPrototypes", "window": 3, "eval_window": 3, "min_coverage": 0.5},
+        "local": {"kind": "LocalPrototypes", "window": [3, 3], "eval_window": [3, 3], "min_coverage": 0.5},
     }
     assert describe({1: (None, "a", 2.5)}, code=False) == {"1": [None, "a", 2.5]}
 
