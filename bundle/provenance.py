@@ -291,8 +291,10 @@ def _parts_of_function(function: types.FunctionType) -> list[Any]:
     within = function.__globals__
     used = {name: within[name] for name in names if name in within}
     for name, value in list(used.items()):
-        if isinstance(value, types.ModuleType):  # module.CONSTANT
-            used |= {f"{name}.{one}": getattr(value, one) for one in names if one in vars(value)}
+        if isinstance(value, types.ModuleType) and _is_installed(value.__name__):
+            used[name] = f"{value.__name__} {_version_of(value.__name__)}"
+        elif isinstance(value, types.ModuleType):  # module.CONSTANT
+            used |= {f"{name}.{one}": vars(value)[one] for one in names if one in vars(value)}
     cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
     return [code, function.__defaults__, function.__kwdefaults__, cells, _constants(used)]
 
@@ -330,9 +332,10 @@ def _constants(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_library(thing: Any) -> bool:
     """Tell whether a function or class is installed, or part of Python, and known by its version."""
-    module = thing.__module__ or "builtins"
-    if not isinstance(thing, types.FunctionType | type):
-        return True
+    return not isinstance(thing, types.FunctionType | type) or _is_installed(thing.__module__ or "builtins")
+
+
+def _is_installed(module: str) -> bool:
     if module.partition(".")[0] in ("bundle", "__main__", "__mp_main__") or module not in sys.modules:
         return False
     file = getattr(sys.modules[module], "__file__", None)

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from monai.transforms import Compose, LoadImaged
 from torch import nn
 
 from bundle import provenance
+from bundle.data import EpisodeDataset
 from bundle.networks import ALPNet, ForegroundPrototypes, ResNetEncoder
 from bundle.provenance import (
     changes,
@@ -30,6 +33,7 @@ from bundle.provenance import (
     origin,
     versions,
 )
+from bundle.training.checkpoints import Checkpoints
 from bundle.transforms import ClipTopd
 from tests.data.scans import StoredScan
 
@@ -100,6 +104,17 @@ def test_a_constant_of_the_bundle_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     before = code_hash(provenance.changes)
     monkeypatch.setattr(provenance, "MOST_CHANGES", 7)
     assert code_hash(provenance.changes) != before
+
+
+def test_the_same_code_has_the_same_hash_in_another_process() -> None:
+    command = "import sys, random; from bundle.data import EpisodeDataset; from bundle.training import checkpoints; "
+    command += "from bundle.provenance import code_hash; print(code_hash(EpisodeDataset), code_hash(checkpoints.Checkpoints))"
+    done = [
+        subprocess.run([sys.executable, "-c", command], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("1", "2")
+    ]
+    here = f"{code_hash(EpisodeDataset)} {code_hash(Checkpoints)}"
+    assert [one.stdout.decode().strip() for one in done] == [here, here], done[0].stderr
 
 
 def segmenter(image: np.ndarray, min_size: int = 1) -> np.ndarray:
