@@ -108,7 +108,9 @@ def test_a_constant_of_the_bundle_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_same_code_has_the_same_hash_in_another_process() -> None:
     command = "import sys, random; from bundle.data import EpisodeDataset; from bundle.training import checkpoints; "
-    command += "from bundle.provenance import code_hash; print(code_hash(EpisodeDataset), code_hash(checkpoints.Checkpoints))"
+    command += (
+        "from bundle.provenance import code_hash; print(code_hash(EpisodeDataset), code_hash(checkpoints.Checkpoints))"
+    )
     done = [
         subprocess.run([sys.executable, "-c", command], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
         for seed in ("1", "2")

@@ -219,9 +219,7 @@ def test_a_damaged_checkpoint_is_said_in_one_sentence(tmp_path: Path, damage: st
     last = tmp_path / "checkpoints" / "last.pt"
     act, words = DAMAGES[damage]
     last.write_bytes(act(last.read_bytes()))
-    with pytest.raises(
-        ValueError, match=rf"last\.pt cannot be read .*{words}.*Copy a kept step_<n>\.pt"
-    ):
+    with pytest.raises(ValueError, match=rf"last\.pt cannot be read .*{words}.*Copy a kept step_<n>\.pt"):
         Training(tmp_path, resume=True).run()
 
 
@@ -257,9 +255,7 @@ def test_whatever_shapes_the_weights_must_be_as_it_was(tmp_path: Path, case: str
     before, now, words = CHANGES[case]
     Training(tmp_path, **before).run(stop_after=2)
     Training(tmp_path, resume=True, **before).begin()
-    with pytest.raises(
-        ValueError, match=rf"last\.pt is of a training with other settings: {words}\. Set"
-    ):
+    with pytest.raises(ValueError, match=rf"last\.pt is of a training with other settings: {words}\. Set"):
         Training(tmp_path, resume=True, **now).run()
 
 
