@@ -1,12 +1,34 @@
-"""Files that are there whole, or not at all."""
+"""Files that are there whole, or not at all, and folders that one command at a time writes to."""
 
 from __future__ import annotations
 
+import atexit
 import csv
+import errno
+import hashlib
 import os
+import platform
+import shutil
+import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+UNFINISHED = ".tmp-"
+"""How the names of files and folders begin that are still written."""
+
+ABANDONED_AFTER = 24 * 3600
+"""Seconds after which nobody writes to an unfinished file or folder any more; writing one takes seconds."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+_held: dict[Path, ExitStack] = {}
+"""Folders that this process keeps until its end."""
 
 
 class WriteError(ValueError):
@@ -17,24 +39,114 @@ class WriteError(ValueError):
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, and rename it when that is done; what fails leaves the old file alone.
 
-    The path given ends as ``path`` does, for writers that go by the suffix. Missing folders are made.
+    The path given is no other writer's, and ends as ``path`` does, for writers that go by the suffix. Missing folders
+    are made. What killed processes left in the folder is removed.
 
     Raises:
-        WriteError: If the folder cannot be written to, or is full.
+        WriteError: If the file cannot be written, or the disk is full.
     """
-    unfinished = path.with_name(f".tmp-{path.name}")
+    unfinished = path.with_name(f"{unfinished_prefix()}{path.name[-100:]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        raise WriteError(
-            f"{path} cannot be written ({error.strerror or error}). Free space there, or choose a folder that can be "
-            "written to."
-        ) from error
+        if str(error.filename) not in ("None", *map(str, (path, unfinished, *path.parents))):
+            raise  # over another file, such as the one that is copied
+        raise WriteError(f"{path} cannot be written ({error.strerror or error}). {advice(error)}") from error
     finally:
         with suppress(OSError):  # renamed, or never begun
             unfinished.unlink()
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about an error of writing."""
+    if error.errno in FULL:
+        return "Free space there, or choose a folder on another disk, and rerun the command."
+    if error.errno in FORBIDDEN:
+        return "Choose a folder that can be written to."
+    return "Fix the cause and rerun the command."
+
+
+def unfinished_prefix() -> str:
+    """Return how the name of a file begins that this process writes now, and no other: machine, process, a number."""
+    return f"{UNFINISHED}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-"
+
+
+def remove_abandoned(folder: Path, alone: bool = False) -> None:
+    """Remove what killed processes of this machine had begun in a folder, and what is older than a day.
+
+    Args:
+        folder: The folder.
+        alone: Nobody else writes there, so that all that is unfinished is removed.
+    """
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # its process, or another one that cleans, was faster
+            if alone or _is_of_the_dead(path) or time.time() - path.lstat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_of_the_dead(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(UNFINISHED).partition("-")
+    process = rest.partition("-")[0]
+    if machine != _machine() or not process.isdigit() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it lives, and is somebody else's
+        return False
+    return False
+
+
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+@contextmanager
+def alone_in(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
+    """Keep a folder from other commands meanwhile.
+
+    Args:
+        folder: The folder; it is made if missing, unless it is locked by a file elsewhere.
+        lock_file: What locks it, ``.lock`` in it if ``None``; it is gone afterwards.
+
+    Raises:
+        WriteError: If another command works in it, or it cannot be written to.
+    """
+    place = lock_file or folder / ".lock"
+    lock = FileLock(place, timeout=0)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise WriteError(
+            f"another command works in {folder}, and results must not be mixed. Wait for it, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be written to ({error.strerror or error}). {advice(error)}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            place.unlink()
+        lock.release()
+
+
+def keep_alone(folder: str | Path) -> None:
+    """Keep a folder from other commands until this process ends; as often as it likes.
+
+    Raises:
+        WriteError: If another command works in it, or it cannot be written to.
+    """
+    place = Path(folder).resolve()
+    if place not in _held:
+        stack = ExitStack()
+        stack.enter_context(alone_in(place))
+        _held[place] = stack
+        atexit.register(stack.close)
 
 
 def text_of(path: str | Path | None, missing: str) -> str:

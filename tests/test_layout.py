@@ -19,18 +19,20 @@ PACKAGE = ROOT / "bundle"
 ALLOWED = {
     "keys": set(),
     "files": set(),
+    "provenance": set(),
+    "tensor_files": {"files"},
     "distributed": set(),
     "transforms": {"keys"},
-    "networks": set(),
-    "data": {"keys", "files", "distributed", "transforms"},
-    "inference": {"command_line", "data", "distributed", "files", "keys", "networks", "transforms"},
-    "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "transforms"},
-    "training": {"distributed", "evaluation", "files", "inference", "keys"},
-    "prepare": {"command_line", "data", "files", "keys", "transforms"},
-    "command_line": set(),
+    "networks": {"provenance", "tensor_files"},
+    "data": {"keys", "files", "distributed", "provenance", "transforms"},
+    "inference": {"command_line", "data", "distributed", "files", "keys", "networks", "provenance", "transforms"},
+    "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "provenance", "transforms"},
+    "training": {"distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
+    "prepare": {"command_line", "data", "files", "keys", "provenance", "transforms"},
+    "command_line": {"files"},
     "monai_label": {"data", "inference", "keys", "transforms"},
     "benchmark": {"command_line", "data", "evaluation", "files", "inference", "keys", "monai_label", "networks"}
-    | {"transforms"},
+    | {"provenance", "transforms"},
     "__main__": set(),
 }
 

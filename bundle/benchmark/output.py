@@ -13,8 +13,8 @@ import torch
 
 from bundle.benchmark.plot import figure_of
 from bundle.benchmark.results import Result, long_form, markdown
-from bundle.evaluation.cases import versions
 from bundle.files import write_csv, written_whole
+from bundle.provenance import versions
 
 
 def about(seed: int, device: str) -> dict[str, str]:

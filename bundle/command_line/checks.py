@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import yaml
 
+from bundle.files import keep_alone
+
 RUN_ARGUMENTS = {
     "run_id",
     "init_id",
@@ -98,6 +100,16 @@ def refuse_missing_device(device: Any) -> None:
         raise ValueError(f"device must be a name such as cpu or cuda:0, got {device!r}.") from error
     if wanted.type == "cuda" and (wanted.index or 0) >= (seen := torch.cuda.device_count()):
         raise ValueError(f"device {device} is not there: GPUs that PyTorch sees: {seen}. Use --device cpu.")
+
+
+def keep_folder(folder: str | Path) -> None:
+    """Let no other command write to a command's folder as long as this one runs.
+
+    Raises:
+        WriteError: If another command works in it, or it cannot be written to.
+    """
+    if _is_command() and os.environ.get("RANK", "0") == "0":  # of several processes, the first keeps it for all
+        keep_alone(folder)
 
 
 def switch(value: bool | str) -> bool:

@@ -1,27 +1,20 @@
 """Preprocessed slices and superpixels on disk: computed once, in parallel, read by memory map.
 
 One folder an entry: ``image.npy`` float32 and ``superpixels.npy`` int16, both ``(Z, H, W)``, and ``entry.json``.
-Its name is a hash of the image file's content and of the transform's parameters, so a changed file or a
-changed parameter is a new entry. An entry is written beside its place and renamed, so it is whole or absent; what a
-killed process was writing is removed after a day.
+Its name is a hash of the image file's content, of the transform's parameters and code, and of the libraries' versions,
+so what changes any of them is a new entry. An entry is written beside its place and renamed, so it is whole or absent;
+what a killed process was writing is removed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import inspect
 import io
 import json
 import os
 import shutil
 import tempfile
-import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +26,12 @@ from tqdm import tqdm
 
 from bundle import distributed
 from bundle.data.loading import Scan, ScanError, read_scan
+from bundle.files import remove_abandoned, unfinished_prefix
 from bundle.keys import IMAGE, SUPERPIXELS
+from bundle.provenance import content_hash, describe, digest, library_versions
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the content of an entry changes its meaning."""
-
-UNFINISHED = ".tmp-"
-"""How the names of entries begin that are still written."""
-
-ABANDONED_AFTER = 24 * 3600
-"""Seconds after which nobody writes to an unfinished entry any more; writing one takes seconds."""
 
 
 class CacheError(ValueError):
@@ -126,11 +115,11 @@ def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:
 def _writable(cache: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=UNFINISHED):
+        with tempfile.TemporaryDirectory(dir=cache, prefix=unfinished_prefix()):
             pass
     except OSError as error:
         raise _unwritable(cache, error) from error
-    _remove_abandoned(cache)
+    remove_abandoned(cache)
     return cache
 
 
@@ -139,14 +128,6 @@ def _unwritable(cache: Path, error: OSError) -> CacheError:
         f"the cache folder {cache} cannot be written to ({error.strerror}). Set cache_dir to one that can, or "
         "free space there; what was finished is kept."
     )
-
-
-def _remove_abandoned(cache: Path) -> None:
-    """Remove what processes that were killed had begun; younger ones may still be written."""
-    for path in cache.glob(f"{UNFINISHED}*"):
-        with contextlib.suppress(OSError):  # its process, or another one that cleans, was faster
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(path)
 
 
 class _Fill(Dataset[_Made]):
@@ -158,7 +139,7 @@ class _Fill(Dataset[_Made]):
 
     def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any], cache: Path) -> None:
         self.scans, self.transform, self.cache = scans, transform, cache
-        self.description = describe(transform)
+        self.description = digest(describe(transform))
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -176,14 +157,8 @@ class _Fill(Dataset[_Made]):
 
 def entry_name(scan: Scan, description: str) -> str:
     """Return the name of a scan's entry: the hash of its image's content and of all that makes the result."""
-    content = hashlib.sha256()
-    path = Path(scan[IMAGE])
-    if path.is_file():  # a missing file is reported where it is read
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                content.update(block)
-    content.update(f"format {FORMAT}, skimage {version('scikit-image')}, {description}".encode())
-    return content.hexdigest()[:32]
+    made_with = {"format": FORMAT, "content": content_hash(scan[IMAGE]), "transform": description}
+    return digest(made_with | library_versions(), length=32)
 
 
 def _write(entry: Path, scan: Scan, volumes: Mapping[str, Any]) -> None:
@@ -193,7 +168,7 @@ def _write(entry: Path, scan: Scan, volumes: Mapping[str, Any]) -> None:
     numbers = {"source": Path(scan[IMAGE]).name, "mean": float(exact.mean()), "variance": float(exact.var())}
     unfinished = None
     try:
-        unfinished = Path(tempfile.mkdtemp(dir=entry.parent, prefix=UNFINISHED))
+        unfinished = Path(tempfile.mkdtemp(dir=entry.parent, prefix=unfinished_prefix()))
         (unfinished / "image.npy").write_bytes(_in_npy(image))
         (unfinished / "superpixels.npy").write_bytes(_in_npy(superpixels))
         (unfinished / "entry.json").write_bytes(json.dumps(numbers).encode())
@@ -228,50 +203,3 @@ def _open(entry: Path) -> CachedScan:
             f"the entry {entry} of the cache is damaged ({type(error).__name__}: {error}). Remove that folder; the "
             "next run makes it again."
         ) from error
-
-
-def describe(thing: Any) -> str:
-    """Spell out a transform and all its parameters, so that equal texts mean equal results.
-
-    Random states, which a deterministic transform carries unused, are left out.
-    """
-    if isinstance(thing, functools.partial):
-        return f"partial({describe(thing.func)}, {describe(thing.args)}, {describe(thing.keywords)})"
-    if isinstance(thing, types.MethodType):
-        return f"{describe(thing.__func__)} of {describe(thing.__self__)}"
-    if isinstance(thing, types.FunctionType):
-        return _describe_function(thing)
-    if isinstance(thing, type | types.BuiltinFunctionType):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    if isinstance(thing, torch.Tensor):
-        return f"tensor {describe(thing.detach().cpu().numpy())}"
-    if isinstance(thing, np.ndarray):
-        return f"{thing.dtype} {thing.shape} {hashlib.sha256(np.ascontiguousarray(thing).tobytes()).hexdigest()}"
-    if isinstance(thing, np.random.RandomState):
-        return "random state"
-    return _describe_container(thing)
-
-
-def _describe_function(function: types.FunctionType) -> str:
-    """Tell a function by its name, its source and what it closes over."""
-    code = function.__code__
-    plain = [constant for constant in code.co_consts if isinstance(constant, str | int | float | None)]
-    source = f"{code.co_code.hex()} {code.co_names} {plain!r}"
-    with contextlib.suppress(OSError):  # typed into an interpreter
-        source += inspect.getsource(function)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    return f"{function.__module__}.{function.__qualname__} {digest} {describe(cells)}"
-
-
-def _describe_container(thing: Any) -> str:
-    if isinstance(thing, Mapping):
-        return "{" + ", ".join(f"{key!r}: {describe(thing[key])}" for key in sorted(thing, key=str)) + "}"
-    if isinstance(thing, set | frozenset):
-        return "{" + ", ".join(sorted(describe(item) for item in thing)) + "}"
-    if isinstance(thing, list | tuple):
-        return "[" + ", ".join(describe(item) for item in thing) + "]"
-    plain = isinstance(thing, str | int | float | complex | bool | bytes | Path | type(None))
-    if plain or not hasattr(thing, "__dict__"):
-        return repr(thing)
-    return f"{describe(type(thing))}({describe(vars(thing))})"

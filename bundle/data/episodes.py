@@ -24,6 +24,7 @@ from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import Scan
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
+from bundle.provenance import file_records
 from bundle.transforms.augmentation import Augmentation
 
 IdRule = Literal["present", "reference"]
@@ -92,15 +93,21 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         self.transform = transform
         self.seed, self.shots, self.channels = seed, shots, channels
         self.augmentation = Augmentation() if augmentation is None else augmentation
-        self.id_rule, self.min_area = id_rule, min_area
+        self.id_rule, self.min_area, self.statistics = id_rule, min_area, statistics
         self.query_distance = query_distance
         self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
         self.numbers = _standardization(self.scans, statistics)
         if statistics == "training_set" and statistics_file is not None:
             _write_statistics(Path(statistics_file), *self.numbers[0])
-        excluded = exclusion.of(self.data) if exclusion is not None and exclusion.organs else None
-        self.slices = self._usable_slices(excluded)
+        self.exclusion = exclusion if exclusion is not None and exclusion.organs else None
+        self.slices = self._usable_slices(None if self.exclusion is None else self.exclusion.of(self.data))
         self._usable = {(scan, z): ids for scan, z, ids in self.slices}
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what decides which episodes there are, in their order: files by their content, and settings."""
+        names = ("seed", "shots", "channels", "id_rule", "min_area", "query_distance", "statistics")
+        parts = {name: getattr(self, name) for name in (*names, "transform", "augmentation", "exclusion")}
+        return {"scans": file_records(scan[IMAGE] for scan in self.data), **parts}
 
     def __len__(self) -> int:
         """Return the number of usable slices; any index from 0 is a valid episode."""

@@ -10,6 +10,7 @@ import torch
 
 from bundle.data.loading import Scan, read_scan
 from bundle.keys import IMAGE, LABEL
+from bundle.provenance import file_records
 from bundle.transforms.slices import shows_organ
 
 Setting = Literal[1, 2, "legacy_all"]
@@ -68,6 +69,11 @@ class SliceExclusion:
         self.names = names
         self.labels = labels
         self.transform = transform
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what decides which slices are left out: the labels by their content, and settings."""
+        labels = file_records(self.labels.values())
+        return {"setting": self.setting, "test_organs": self.names, "organs": self.organs, "labels": labels}
 
     def of(self, scans: Sequence[Scan]) -> list[np.ndarray]:
         """Decide for every slice of every scan, and print how many each rule removes.

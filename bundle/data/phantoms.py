@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 from scipy.ndimage import gaussian_filter
+
+from bundle.files import alone_in, remove_abandoned, unfinished_prefix
+from bundle.provenance import changes, code_hash
 
 Modality = Literal["ct", "mr"]
 
@@ -64,24 +68,31 @@ def write_phantoms(folder: str | Path, **settings: Any) -> Path:
         The folder.
 
     Raises:
-        ValueError: If the folder holds something else, or a setting is unknown or out of range.
+        ValueError: If the folder holds something else, another command writes it, or a setting is unknown or out of
+            range.
     """
     folder = Path(folder)
     wanted = _settings(settings)
-    record = {"phantom": asdict(wanted) | {"size": list(wanted.size)}, "organs": ORGANS}
-    present = _record(folder)
-    if present == record:
-        return folder
-    if folder.exists() and "phantom" not in present and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something other than phantom scans. Remove it, or choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-phantom-"))
-    for number in range(wanted.unlabeled + wanted.labeled):
-        _write_scan(unfinished, number, wanted)
-    (unfinished / "dataset.json").write_text(json.dumps(record))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    record = {"phantom": asdict(wanted), "organs": ORGANS, "code": code_hash(_write_scan)}
+    if changes(_record(folder), record):
+        with alone_in(folder, folder.with_name(f".{folder.name}.lock")):
+            _write_phantoms(folder, wanted, record)
     return folder
+
+
+def _write_phantoms(folder: Path, wanted: PhantomSettings, record: Mapping[str, Any]) -> None:
+    """Write the scans beside their place, then rename the folder."""
+    if folder.exists() and "phantom" not in _record(folder) and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something other than phantom scans. Remove it, or choose another folder.")
+    remove_abandoned(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=unfinished_prefix()) as place:
+        unfinished = Path(place) / folder.name
+        unfinished.mkdir()
+        for number in range(wanted.unlabeled + wanted.labeled):
+            _write_scan(unfinished, number, wanted)
+        (unfinished / "dataset.json").write_text(json.dumps(record))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
 
 
 def _record(folder: Path) -> dict[str, Any]:

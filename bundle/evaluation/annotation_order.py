@@ -32,12 +32,12 @@ from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_mi
 from bundle.command_line.configs import config_path, parsed
 from bundle.data import list_scans
 from bundle.data.scans import scan_name
-from bundle.evaluation.cases import versions
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import Features, Support
 from bundle.inference.next_scan import Glance, expected_quality, glance_at, rank_by_quality, rank_by_similarity
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, ORGAN_IDS
+from bundle.provenance import versions
 from bundle.transforms.masks import plain, scores_to_label
 from bundle.transforms.slices import organs_of
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
 from monai.transforms import LoadImage
 from monai.utils import convert_to_tensor
 
-import bundle
 from bundle import distributed
 from bundle.data.nifti import name_of, source_of
 from bundle.evaluation.handlers import mean_of_present
@@ -30,6 +25,7 @@ from bundle.evaluation.report_page import METRICS, write_report
 from bundle.files import write_csv
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
+from bundle.provenance import versions
 from bundle.transforms.volumes import restore_grid
 
 COLUMNS = (
@@ -167,16 +163,6 @@ def read_cases(path: Path) -> list[dict[str, str]]:
         if given not in (COLUMNS, OLDER_COLUMNS):
             raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
         return [dict.fromkeys(COLUMNS, "") | row for row in reader]
-
-
-def versions() -> dict[str, str]:
-    """Return what results are made with: packages, Python and the machine."""
-    packages = {f"version: {name}": version(name) for name in ("monai", "torch", "scikit-image", "numpy")}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {gpu}"
-    return {"version: bundle": bundle.__version__, **packages, "version: python": platform.python_version()} | {
-        "machine": machine
-    }
 
 
 def _number(value: float) -> str:

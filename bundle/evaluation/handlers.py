@@ -140,10 +140,10 @@ class SaveMasks:
     def __call__(self, engine: Engine) -> None:
         """Write the scans of this iteration."""
         state: Any = engine.state
-        description = self.resumption.description if self.resumption is not None else ""
         for item in state.output:
-            name, mask = name_of(item[IMAGE]), item[PRED]
-            save_nifti(mask, self._path(name), like=source_of(item[IMAGE]), description=description)
+            name, mask, source = name_of(item[IMAGE]), item[PRED], source_of(item[IMAGE])
+            description = self.resumption.description(source) if self.resumption is not None else ""
+            save_nifti(mask, self._path(name), like=source, description=description)
             self._rows[name] = self._volumes(name, np.asarray(mask), doubts_of(mask, self.inferer.organ_names()))
         if distributed.alone():
             self._write([self._rows])

@@ -41,9 +41,9 @@ from torch.jit.frontend import FrontendError
 import bundle
 from bundle.command_line.checks import in_one_sentence
 from bundle.files import written_whole
-from bundle.inference.prototype_files import fingerprint, settings_of
 from bundle.networks import CosineClassifier, PrototypeHead, load_network
 from bundle.networks.alpnet import upsample
+from bundle.provenance import describe, fingerprint
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PARTS = ("encoder", "segmenter")
@@ -157,7 +157,7 @@ class PrototypeSegmenter(nn.Module):
 
     def metadata(self) -> dict[str, Any]:
         """Return what a user has to know of this part."""
-        return {"scale": self.classifier.scale, "classifier": settings_of(self.classifier)}
+        return {"scale": self.classifier.scale, "classifier": describe(self.classifier, code=False)}
 
 
 Part = SliceEncoder | PrototypeSegmenter
@@ -227,7 +227,7 @@ def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]
 
     ``encoder`` and ``preprocessing`` are what files of prototypes tell, too: they fit where both are equal.
     """
-    preprocessing = settings_of(parser.get_parsed_content("export_preprocessing"))
+    preprocessing = describe(parser.get_parsed_content("export_preprocessing"), code=False)
     return {
         "name": f"SSL-ALPNet {part}",
         "version": bundle.__version__,

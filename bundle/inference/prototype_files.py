@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bundle
 from bundle.files import written_whole
+from bundle.provenance import changes, tensors_hash
 
 # Environments of MONAI Label may not have it, and need it for these files only.
 try:
@@ -68,7 +68,7 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
     tensors = {
         f"{number}.{name}": tensor.contiguous() for number, scan in enumerate(scans) for name, tensor in scan.items()
     }
-    text = json.dumps(asdict(replace(record, content=_hash_of(tensors))), indent=2)
+    text = json.dumps(asdict(replace(record, content=tensors_hash(dict(sorted(tensors.items()))))), indent=2)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(safetensors.torch.save(tensors, metadata={"record": text}))
     with written_whole(path.with_suffix(".json")) as unfinished:
@@ -98,7 +98,7 @@ def read_prototypes(
             f"{path} cannot be read as a file of prototypes ({error}). It may be truncated or damaged: copy it "
             "again, or make it again with `python -m bundle encoding`."
         ) from error
-    if record.content != _hash_of(tensors):
+    if record.content != tensors_hash(dict(sorted(tensors.items()))):
         raise ValueError(f"{path} is damaged: its tensors are not those that were written. Copy it again.")
     return scans, record
 
@@ -155,54 +155,18 @@ def _by_scan(tensors: Mapping[str, Tensor], number: int) -> list[dict[str, Tenso
     return scans
 
 
-def _hash_of(tensors: Mapping[str, Tensor]) -> str:
-    content = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        _add_tensor(content, name, tensor)
-    return content.hexdigest()
-
-
-def _add_tensor(content: Any, name: str, tensor: Tensor) -> None:
-    content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-
-
 def refuse_other_making(path: str | Path, record: PrototypeRecord, made_with: Mapping[str, Any]) -> None:
     """Raise if prototypes were made with something else than what they are to be used with.
 
     Raises:
         ValueError: With the name of what differs, and both values.
     """
-    # Through JSON, so that tuples and lists are the same.
-    here = json.loads(json.dumps(made_with))
-    for name, value in here.items():
-        if record.made_with.get(name) != value:
+    for name, value in made_with.items():
+        if changed := changes({name: record.made_with.get(name)}, {name: value}):
             raise ValueError(
-                f"the prototypes {path} were made with another {name}: {record.made_with.get(name)}; here it is "
-                f"{value}. Use what they were made with, or make them again from the annotated scan."
+                f"the prototypes {path} were made with another {name}: {changed}. Use what they were made with, or "
+                "encode the annotated scan again."
             )
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Return a hash of a module's weights: equal weights have equal ones, on every machine."""
-    content = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if not name.endswith("num_batches_tracked"):  # it changes nothing
-            _add_tensor(content, name, tensor)
-    return content.hexdigest()
-
-
-def settings_of(thing: Any) -> Any:
-    """Spell out a part of the pipeline for people and for comparison: its kind and its public settings."""
-    if isinstance(thing, str | int | float | bool | type(None)):
-        return thing
-    if isinstance(thing, Mapping):
-        return {str(key): settings_of(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return [settings_of(value) for value in thing]
-    settings = {key: value for key, value in vars(thing).items() if not key.startswith("_") and key != "training"}
-    parts = dict(thing.named_children()) if isinstance(thing, nn.Module) else {}
-    return {"kind": type(thing).__name__} | settings_of(settings | parts)
 
 
 def _checked(path: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,29 +10,22 @@ from typing import Any, cast
 
 import nibabel
 from nibabel.filebasedimages import ImageFileError
-from torch import nn
 
 from bundle import distributed
-from bundle.data.cache import describe
 from bundle.data.loading import Scan
 from bundle.data.scans import scan_name
 from bundle.files import written_whole
+from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
 
 logger = logging.getLogger(__name__)
-
-LONGEST_TEXT = 100
-"""Characters of a setting that ``made_with.json`` spells out; of a longer one it keeps the hash."""
-
-PLAIN = (bool, int, float, str, list, tuple)
-"""Kinds of attributes that are settings of a module."""
 
 
 class Resumption:
     """An inference that may go on where it was stopped: scans whose mask is finished are not segmented again.
 
     ``made_with.json`` beside the masks tells all that decides how they look, and the header of each mask
-    (``descrip``) has its hash. A mask with another one is of an earlier run, and is made anew, as is one that is older
-    than its scan. A mask is written beside its place and renamed, so it is finished or absent.
+    (``descrip``) has its hash and that of the scan's file. A mask with another one is of an earlier run or of another
+    scan of the same name, and is made anew. A mask is written beside its place and renamed: it is finished or absent.
 
     Args:
         scans: The scans' files, all of them.
@@ -55,9 +47,8 @@ class Resumption:
         files: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.made_with = {name: _text(setting) for name, setting in (settings or {}).items()}
-        self.made_with |= {name: _contents(paths) for name, paths in (files or {}).items()}
-        self.description = f"made_with {_hash(json.dumps(self.made_with, sort_keys=True))}"
+        self.made_with = {"versions": library_versions(), **describe(settings or {})}
+        self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
         self.names = [scan_name(scan["image"]) for scan in scans]
         self.finished: list[str] = []
         if resume:
@@ -75,6 +66,10 @@ class Resumption:
         """Where it stands what the masks are made with."""
         return self.folder / "made_with.json"
 
+    def description(self, image: str | Path) -> str:
+        """Return what the header of a scan's mask says: what it is made with, and of which file; 47 characters."""
+        return f"made_with {digest(self.made_with)} scan {content_hash(image)[:SHORT]}"
+
     def record(self) -> None:
         """Write what the masks are made with; the first process does it for all."""
         if distributed.is_first():
@@ -85,49 +80,16 @@ class Resumption:
         if not self.path.is_file():
             logger.warning("there is no %s to resume from; starting with the first scan", self.path)
             return
-        before = json.loads(self.path.read_text())
-        names = [name for name in {**before, **self.made_with} if before.get(name) != self.made_with.get(name)]
-        if names:
-            changed = ", ".join(f"{name} (was {before.get(name)}, is {self.made_with.get(name)})" for name in names)
+        if changed := changes(json.loads(self.path.read_text()), self.made_with):
             raise ValueError(
                 f"the masks in {self.folder} were made with something else: {changed}. Set it back, choose another "
                 "output_dir, or set resume to false, which makes all masks anew."
             )
 
     def _is_finished(self, scan: Scan) -> bool:
-        image, path = Path(scan["image"]), self.folder / f"{scan_name(scan['image'])}.nii.gz"
         try:
-            if image.exists() and image.stat().st_mtime > path.stat().st_mtime:
-                return False  # the scan was replaced since
-            mask = cast("nibabel.Nifti1Image", nibabel.load(path))
+            mask = nibabel.load(self.folder / f"{scan_name(scan['image'])}.nii.gz")
         except (FileNotFoundError, ImageFileError, EOFError):
             return False
-        return bool(mask.header["descrip"].item() == self.description.encode())
-
-
-def _text(setting: Any) -> str:
-    text = describe(_parts(setting) if isinstance(setting, nn.Module) else setting)
-    return text if len(text) <= LONGEST_TEXT else _hash(text)
-
-
-def _parts(network: nn.Module) -> list[Any]:
-    """Return a network's weights, and the plain settings of each of its modules."""
-    settings = {}
-    for name, module in network.named_modules():
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"}
-        settings[name] = [type(module), plain]
-    return [settings, network.state_dict()]
-
-
-def _contents(paths: Any) -> str:
-    listed = [paths] if isinstance(paths, str | Path) else list(paths or [])
-    return " ".join(f"{Path(path).name} {_file_hash(Path(path))}" for path in listed) or "none"
-
-
-def _file_hash(path: Path) -> str:
-    # A file that is missing is refused where it is read, in better words.
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "missing"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        written = cast("nibabel.Nifti1Image", mask).header["descrip"].item()
+        return bool(written == self.description(scan["image"]).encode())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bundle.inference.features import kept_features
 from bundle.inference.matching import Features
-from bundle.inference.prototype_files import fingerprint
 from bundle.networks.alpnet import ALPNet, one_feature_map
+from bundle.provenance import fingerprint
 from bundle.transforms.slices import to_network
 
 Precision = Literal["float32", "bfloat16"]

@@ -21,15 +21,14 @@ from bundle.inference.organ_names import common_names, new_ids, unnamed
 from bundle.inference.organ_shapes import OrganShape, Shapes, shapes_of
 from bundle.inference.prototype_files import (
     PrototypeRecord,
-    fingerprint,
     read_prototypes,
     refuse_other_making,
-    settings_of,
     write_prototypes,
 )
 from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.keys import IMAGE, LABEL
 from bundle.networks.alpnet import ALPNet, PrototypeHead
+from bundle.provenance import describe, fingerprint
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organs_of
@@ -90,7 +89,7 @@ class SupportLibrary:
         self.head = head
         self.organs = organs
         self.prototypes = list(prototypes)
-        self.preprocessing = settings_of(preprocessing or {})
+        self.preprocessing = describe(preprocessing or {}, code=False)
         self._scans: list[Mapping[str, Any]] = []
         self._records: list[PrototypeRecord] = []
         self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
@@ -277,7 +276,7 @@ class SupportLibrary:
         head = self._head(network)
         return {
             "encoder": fingerprint(network.encoder),
-            "pooling": {"foreground": settings_of(head.foreground), "background": settings_of(head.background)},
+            "pooling": {name: describe(getattr(head, name), code=False) for name in ("foreground", "background")},
             "matching": self.matching.settings(),
             "preprocessing": self.preprocessing,
         }

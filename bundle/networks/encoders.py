@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bundle.networks.weights import load_backbone_weights
+from bundle.provenance import origin
 
 Depth = Literal[18, 34, 50, 101]
 Stage = Literal["layer3", "layer4"]
@@ -70,6 +71,7 @@ class ResNetEncoder(nn.Module):
         self.out_channels = channels if out_channels is None else out_channels
         self.localconv = _projection(channels, out_channels, identity_projection)
         self.train_batch_norm = train_batch_norm
+        self.start = origin(weights)
         if not train_batch_norm:
             self._freeze_batch_norm()
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundle.provenance import origin
+
 
 class TransformerEncoder(nn.Module):
     """Patch tokens of a pretrained vision transformer, as a feature map of any stride.
@@ -56,6 +58,7 @@ class TransformerEncoder(nn.Module):
         self.patch = int(self.backbone.config.patch_size)
         self.stride = stride
         self.train_backbone = train_backbone
+        self.start = origin(weights)
         channels = width * len(self.layers)
         self.out_channels = channels if out_channels is None else out_channels
         self.localconv = nn.Identity() if out_channels is None else nn.Conv2d(channels, out_channels, 1, bias=False)

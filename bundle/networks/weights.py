@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from bundle.tensor_files import read_tensors
+
 TORCHVISION_WEIGHTS = {
     ("imagenet", 18): "ResNet18_Weights.IMAGENET1K_V1",
     ("imagenet", 34): "ResNet34_Weights.IMAGENET1K_V1",
@@ -112,7 +114,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"no weights at {path}. Give the path of a checkpoint, 'imagenet' or 'coco' to let torchvision "
             "download one, or null ('$None' on the command line) for a random start."
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_tensors(path, "Copy it again, or give another checkpoint.")
     for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

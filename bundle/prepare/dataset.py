@@ -9,10 +9,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,11 @@ from tqdm import tqdm
 import bundle
 from bundle.data.loading import BROKEN_FILE, ScanError
 from bundle.data.nifti import save_nifti
-from bundle.files import written_whole
+from bundle.files import UNFINISHED, alone_in, remove_abandoned, written_whole
 from bundle.keys import IMAGE, LABEL
 from bundle.prepare.recipes import Recipe
 from bundle.prepare.sources import Source, SourceScan
+from bundle.provenance import changes, content_hash, digest
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, Data
 
 RECORD = "dataset.json"
@@ -50,9 +50,12 @@ def prepare(source: Source, recipe: Recipe, target: Path, need_labels: bool = Tr
         ValueError: If the target overlaps the source, or holds something else; then nothing is written.
     """
     _refuse_overlap(source, target)
-    dataset = Dataset(source, recipe, target)
+    Dataset(source, recipe, target)  # what it refuses is refused before anything is written
     problems = []
-    try:
+    with alone_in(target):
+        dataset = Dataset(source, recipe, target)
+        for folder in (target, *(target / name for name in FOLDERS.values())):
+            remove_abandoned(folder, alone=True)
         dataset.write()
         for scan in tqdm(source.scans, desc=f"preparing {source.name}", unit="scan"):
             try:
@@ -62,8 +65,6 @@ def prepare(source: Source, recipe: Recipe, target: Path, need_labels: bool = Tr
                 continue
             if volumes:
                 dataset.add(scan, digest, volumes)
-    finally:
-        dataset.remove_leftovers()
     return problems
 
 
@@ -97,12 +98,14 @@ class Dataset:
             ScanError: If the scan cannot be used; the message tells its name, its place and the reason.
         """
         try:
-            digest = _digest([*scan.image, *scan.label])
-            if self._is_done(scan, digest):
-                return {}, digest
+            # The order of the names pairs slices and labels.
+            files = [[path.name, content_hash(path)] for path in (*scan.image, *scan.label)]
+            content = digest(files, length=64)
+            if self._is_done(scan, content):
+                return {}, content
             if need_label and not scan.label:
                 raise ValueError("there is no label. --unlabeled keep takes such scans, --unlabeled skip leaves them.")
-            return _checked(self.recipe, self.source.read(scan), self.source.organs), digest
+            return _checked(self.recipe, self.source.read(scan), self.source.organs), content
         except BROKEN_FILE as error:
             place = os.path.relpath(scan.place, self.source.folder)
             raise ScanError(f"{scan.name} (from {place}): {_in_words(error)}") from error
@@ -117,7 +120,7 @@ class Dataset:
                 continue
             like = None if self.recipe.steps else str(files[0])
             save_nifti(_small(volumes[key], key), self.folder / place, like)
-            record |= {key: place.as_posix(), f"{key}_sha256": _digest([self.folder / place], named=False)}
+            record |= {key: place.as_posix(), f"{key}_sha256": content_hash(self.folder / place)}
         image = volumes[IMAGE]
         relative = [os.path.relpath(path, self.source.folder) for path in (*scan.image, *scan.label)]
         self.records[scan.name] = record | {
@@ -145,12 +148,6 @@ class Dataset:
                 lines.append(f"  {record['name']} does not show: {', '.join(record['absent'])}")
         return lines
 
-    def remove_leftovers(self) -> None:
-        """Remove what a run that was stopped left half written."""
-        for folder in (self.folder, *(self.folder / name for name in FOLDERS.values())):
-            for path in folder.glob(".tmp-*"):
-                path.unlink()
-
     def _present(self) -> dict[str, dict[str, Any]]:
         """Return the records of the scans that are done."""
         path = self.folder / RECORD
@@ -163,13 +160,9 @@ class Dataset:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no record of a prepared data set. Choose another --target.") from error
         given = [key for key in self.header if key != "organs" or self.source.organs is not None]
-        different = [
-            f"{key} {present.get(key)} -> {self.header[key]}" for key in given if present.get(key) != self.header[key]
-        ]
-        if different:
+        if changed := changes({key: present.get(key) for key in given}, {key: self.header[key] for key in given}):
             raise ValueError(
-                f"{self.folder} holds a data set that was prepared otherwise ({'; '.join(different)}). "
-                "Choose another --target."
+                f"{self.folder} holds a data set that was prepared otherwise: {changed}. Choose another --target."
             )
         return records
 
@@ -177,7 +170,7 @@ class Dataset:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--target {self.folder} is a file. Give a folder.")
         content = self.folder.iterdir() if self.folder.is_dir() else []
-        if any(not path.name.startswith(".tmp-") for path in content):
+        if any(path.name != ".lock" and not path.name.startswith(UNFINISHED) for path in content):
             raise ValueError(f"{self.folder} holds something that is no prepared data set. Choose another --target.")
 
     def _is_done(self, scan: SourceScan, digest: str) -> bool:
@@ -244,16 +237,6 @@ def _voxels(volumes: Data, organs: Mapping[str, int] | None) -> dict[str, int]:
     found = {int(organ): int(count) for organ, count in zip(ids, counts, strict=True) if organ}
     names = organs or {f"organ_{organ}": organ for organ in found}
     return {name: found.get(organ, 0) for name, organ in names.items()}
-
-
-def _digest(files: Sequence[Path], named: bool = True) -> str:
-    """Return the SHA-256 of files' contents, and of their names, whose order pairs slices and labels."""
-    result = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        result.update(f"{path.name} {len(content)}\n".encode() * named)
-        result.update(content)
-    return result.hexdigest()
 
 
 def _in_words(error: BaseException) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,22 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim.lr_scheduler import SequentialLR
 
 from bundle import distributed
-from bundle.files import written_whole
+from bundle.provenance import changes, describe, library_versions
+from bundle.tensor_files import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
+CONTENT = ("scaler", "step", "planned", "made_with", "random")
+"""What a checkpoint holds besides network, optimizer and schedule."""
 
+ANEW = "or set resume to false to start anew."
+
+
+# Not ignite's Checkpoint with DiskSaver: that leaves the temporary file of a killed writer for ever, says of a full
+# disk what PyTorch says, and checks neither settings nor content, so all below but the event handlers would stay.
 class Checkpoints:
     """Save a training so that it can go on exactly, and its weights when it is done.
 
@@ -39,7 +49,8 @@ class Checkpoints:
         every: Steps between two ``last.pt``.
         keep_every: Steps between checkpoints that are kept; 0 keeps none.
         resume: Go on from ``last.pt`` where there is one, instead of starting anew.
-        settings: What must be as it was for a training to go on: it is kept in the checkpoint and compared.
+        settings: What shapes the weights besides network, optimizer and schedule, by name: numbers, the loss, the data
+            set, ... It is kept in the checkpoint and compared, all of it, when a training goes on.
     """
 
     def __init__(
@@ -64,6 +75,12 @@ class Checkpoints:
         self.every, self.keep_every, self.resume = every, keep_every, resume
         self.settings = dict(settings or {})
 
+    @functools.cached_property
+    def made_with(self) -> dict[str, Any]:
+        """All that shapes the weights, as it is before the first step."""
+        parts = {name: describe(part, weights=False) for name, part in self.parts.items()}
+        return {"versions": library_versions(), **describe(self.settings), "batch_size": self.batch_size, **parts}
+
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
@@ -79,6 +96,8 @@ class Checkpoints:
 
     def start(self, engine: Engine) -> None:
         """Go on from the last checkpoint, or set an old one aside."""
+        if distributed.is_first():
+            _ = self.made_with
         # What the first process finds counts for all, also where the others do not see its files.
         if distributed.from_first(self.resume and self.last.is_file()):
             self.restore(engine)
@@ -96,15 +115,16 @@ class Checkpoints:
         """Set everything to what ``last.pt`` holds.
 
         Raises:
-            ValueError: If the checkpoint is of another network, or of another batch size.
+            ValueError: If the checkpoint is damaged, or of a training with other settings, or if the schedule would
+                start again.
         """
-        state = distributed.from_first(self._read() if distributed.is_first() else {})
+        state = distributed.from_first(self._read(_planned(engine)) if distributed.is_first() else {})
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.last} does not fit this training: {error}. Set the keys that changed back, or resume to false."
+                f"{self.last} does not fit this training: {error}. Set the keys that changed back, {ANEW}"
             ) from error
         engine.state.iteration = state["step"]
         engine.state.epoch = state["step"] // engine.state.epoch_length
@@ -113,27 +133,22 @@ class Checkpoints:
             engine.scaler.load_state_dict(state["scaler"])  # type: ignore[attr-defined]
         _set_random_states(state["random"], self._device())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, planned: int) -> dict[str, Any]:
         """Return what ``last.pt`` holds, if it is of this training."""
-        try:
-            state: dict[str, Any] = torch.load(self.last, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = read_tensors(self.last, f"Copy a kept step_<n>.pt over it, {ANEW}")
+        if missing := [name for name in (*self.parts, *CONTENT) if name not in state]:
             raise ValueError(
-                f"{self.last} cannot be read ({type(error).__name__}). Copy a kept step_<n>.pt over it, or set resume "
-                "to false."
-            ) from error
-        if state["batch_size"] != self.batch_size:
-            raise ValueError(
-                f"{self.last} was made with batch_size {state['batch_size']}, not {self.batch_size}: the episodes "
-                "would not go on where they stopped. Set batch_size back, or resume to false."
+                f"{self.last} must hold what a training goes on with, but has no {', '.join(missing)}. Copy a kept "
+                f"step_<n>.pt over it, {ANEW}"
             )
-        before = state.get("settings", {})
-        if changed := [
-            f"{key} was {before[key]}, is {now}" for key, now in self.settings.items() if before.get(key, now) != now
-        ]:
+        if changed := changes(state["made_with"], self.made_with):
+            raise ValueError(f"{self.last} is of a training with other settings: {changed}. Set them back, {ANEW}")
+        end = _end_of(self.parts["lr_scheduler"])
+        if state["planned"] <= end < planned:
             raise ValueError(
-                f"{self.last} is of a training with other settings: {', '.join(changed)}. Set them back, or resume to "
-                "false."
+                f"{self.last} is of a training whose learning rate comes to its end at step {end}, and must not go on "
+                f"to step {planned}, where it would have risen again. Set max_epochs back, or start anew with "
+                "a longer schedule (resume false)."
             )
         return state
 
@@ -152,13 +167,13 @@ class Checkpoints:
         """Write ``last.pt`` and the trained weights."""
         self.save(engine)
         if distributed.is_first():
-            save_atomically(_to_cpu(self.parts["network"].state_dict()), self.weights_file)
-            print(f"trained weights: {self.weights_file}")
+            write_tensors(_to_cpu(self.parts["network"].state_dict()), self.weights_file)
+            print(f"trained weights: {self.weights_file}", flush=True)
 
     def _write(self, engine: Engine, path: Path) -> None:
         self._refuse_broken_weights(engine)
         if distributed.is_first():
-            save_atomically(self._state(engine), path)
+            write_tensors(self._state(engine), path)
 
     def _refuse_broken_weights(self, engine: Engine) -> None:
         # The loss that was checked is of before the last update.
@@ -175,17 +190,22 @@ class Checkpoints:
             **{name: _to_cpu(part.state_dict()) for name, part in self.parts.items()},
             "scaler": None if scaler is None else scaler.state_dict(),
             "step": engine.state.iteration,
-            "batch_size": self.batch_size,
-            "settings": self.settings,
+            "planned": _planned(engine),
+            "made_with": self.made_with,
             "random": _random_states(self._device()),
         }
 
 
-def save_atomically(state: Any, path: Path) -> None:
-    """Write a file beside its place, then rename it: it is there whole, or not at all."""
-    # Through a file of Python's: of a path, PyTorch does not say that the disk is full.
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
-        torch.save(state, file)
+def _planned(engine: Engine) -> int:
+    """Return how many steps a training is to have."""
+    return int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
+
+
+def _end_of(schedule: Any) -> float:
+    """Return the step at which a schedule has done what it was made for: a cosine rises again after it."""
+    if isinstance(schedule, SequentialLR):
+        return schedule._milestones[-1] + _end_of(schedule._schedulers[-1])
+    return getattr(schedule, "T_max", math.inf)
 
 
 def _to_cpu(state: Any) -> Any:

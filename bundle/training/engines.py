@@ -34,9 +34,10 @@ class PrepareEpisode(PrepareBatch):
 
 
 class ValidateAtEnds:
-    """Validate before training, and after it if the last epoch was not validated anyway.
+    """Validate before training, after it, and where a resumed training was stopped before its evaluation was done.
 
-    A resumed training is not validated at its start: its table would get a row of a step that ends no epoch.
+    ``ValidationHandler`` evaluates at the end of every ``interval`` epochs. Whether a run that was killed had finished
+    that is not known: a resumed one that starts at such an end evaluates again, and tables get the same rows.
 
     Args:
         validator: The evaluator.
@@ -53,11 +54,14 @@ class ValidateAtEnds:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        """Validate what was not trained yet."""
+        """Validate what was not trained yet, or what a resumed training starts from."""
+        state = engine.state
         if not self.validator.scans:
-            print("no Dice will be printed: there is no annotated scan besides the support to compare with")
-        elif engine.state.iteration == 0:
+            print("no Dice will be printed: there is no annotated scan besides the support to compare with", flush=True)
+        elif state.iteration == 0:
             self.validator.run(0)
+        elif state.iteration == state.epoch * (state.epoch_length or 0) and state.epoch % self.interval == 0:
+            self.validator.run(state.epoch)
 
     def finish(self, engine: Engine) -> None:
         """Validate the last epoch."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from bundle.data import phantoms
 from bundle.data.phantoms import ORGANS, write_phantoms
+from bundle.files import alone_in
 
 SMALL: dict[str, Any] = {"unlabeled": 1, "labeled": 2, "size": (40, 48, 6)}
 
@@ -83,7 +88,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     [
         ({"labelled": 3}, r"unknown phantom settings \['labelled'\]; known are .*'labeled'"),
         ({"modality": "pet"}, "modality 'ct' or 'mr'"),
-        ({"unlabeled": -1}, "counted from 0"),
+        ({"unlabeled": -1}, "counts from 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
@@ -119,3 +124,33 @@ def test_ct_is_in_hounsfield_units_with_air_around_the_body(tmp_path: Path) -> N
 def test_mr_is_never_negative(tmp_path: Path) -> None:
     found = volumes(write_phantoms(tmp_path / "phantom", **SMALL, modality="mr"))
     assert min(volume.min() for volume in found.values()) >= 0
+
+
+def be_killed(folder: Path) -> None:
+    phantoms._write_scan = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    write_phantoms(folder, **SMALL)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=be_killed, args=(tmp_path / "phantom",))
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob(".tmp-*")]
+    write_phantoms(tmp_path / "phantom", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+
+
+def test_two_commands_do_not_write_the_same_phantoms(tmp_path: Path) -> None:
+    folder = tmp_path / "phantom"
+    with alone_in(folder, tmp_path / ".phantom.lock"), pytest.raises(ValueError, match=f"works in {folder}, and"):
+        write_phantoms(folder, **SMALL)
+    assert not folder.exists()
+
+
+def test_other_code_writes_the_phantoms_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_phantoms(tmp_path / "phantom", **SMALL)
+    before = volumes(folder)
+    monkeypatch.setattr(phantoms, "_ANATOMY", phantoms._ANATOMY[:1])
+    write_phantoms(folder, **SMALL)
+    assert not any(np.array_equal(before[name], volume) for name, volume in volumes(folder).items())

@@ -29,7 +29,6 @@ from bundle.inference.export import (
     to_onnx,
     to_torchscript,
 )
-from bundle.inference.prototype_files import fingerprint
 from bundle.networks import (
     ALPNet,
     CosineClassifier,
@@ -39,6 +38,7 @@ from bundle.networks import (
     TransformerEncoder,
 )
 from bundle.networks.alpnet import reduce_mask, upsample
+from bundle.provenance import fingerprint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [str(ROOT / "configs" / "inference.yaml"), str(ROOT / "configs" / "export.yaml")]

@@ -183,7 +183,8 @@ def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(tmp_path: 
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path for path in tree(target) if ".tmp-" in path] == ["images/.tmp-scan_2.nii.gz"]
+    (left,) = [path for path in tree(target) if ".tmp-" in path]
+    assert left.endswith("-scan_2.nii.gz")
     assert [scan["name"] for scan in record_of(target)["scans"]] == ["scan_1"]
     assert run("nifti", source=source, target=target) == 0
     assert tree(target) == tree_of_a_new_run(source, tmp_path / "new")
@@ -200,9 +201,9 @@ def test_a_stop_before_the_first_record_is_no_other_content(tmp_path: Path, sour
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": 32}, "prepared otherwise .*recipe .*'arithmetic': 'none'.* -> .*32"),
-        ({"modality": "ct"}, "modality mr -> ct"),
-        ({"organs": "{a: 1, b: 2, c: 3, d: 4}"}, "organs_as_found True -> False"),
+        ({"size": 32}, "prepared otherwise: .*recipe::size was not set, is .*32"),
+        ({"modality": "ct"}, "modality was 'mr', is 'ct'"),
+        ({"organs": "{a: 1, b: 2, c: 3, d: 4}"}, "organs_as_found was true, is false"),
     ],
 )
 def test_a_target_made_otherwise_is_refused_and_left_alone(

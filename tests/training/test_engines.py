@@ -52,10 +52,15 @@ class Validator:
 
 def train(validator: Any, epochs: int, resumed_at: int = 0) -> None:
     engine = Engine(lambda *_: None)
-    ValidateAtEnds(validator, interval=2).attach(engine)
     if resumed_at:
-        engine.load_state_dict({"iteration": resumed_at, "epoch_length": 4, "max_epochs": epochs})
+        engine.add_event_handler(Events.STARTED, go_on, resumed_at)
+    ValidateAtEnds(validator, interval=2).attach(engine)
     engine.run([0] * 4, max_epochs=epochs)
+
+
+def go_on(engine: Engine, step: int) -> None:
+    """Do as ``Checkpoints`` does."""
+    engine.state.iteration, engine.state.epoch = step, step // 4
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(3, [0, 3]), (4, [0])])
@@ -65,10 +70,22 @@ def test_training_is_validated_before_and_after(epochs: int, expected: list[int]
     assert validator.epochs == expected  # after an even number of epochs ValidationHandler does it
 
 
-def test_a_resumed_training_is_not_validated_at_its_start() -> None:
+@pytest.mark.parametrize(
+    ("epochs", "resumed_at", "expected"),
+    [
+        (3, 12, [3]),  # all steps were done; epoch 3 is no multiple of the interval
+        (4, 16, [4]),  # all steps were done; the evaluation of epoch 4 may not have been
+        (5, 16, [4, 5]),
+        (3, 8, [2, 3]),
+        (3, 9, [3]),  # stopped within an epoch
+    ],
+)
+def test_a_resumed_training_repeats_the_evaluation_at_which_it_may_have_been_stopped(
+    epochs: int, resumed_at: int, expected: list[int]
+) -> None:
     validator = Validator()
-    train(validator, epochs=3, resumed_at=6)
-    assert validator.epochs == [3]
+    train(validator, epochs=epochs, resumed_at=resumed_at)
+    assert validator.epochs == expected
 
 
 def test_without_annotated_scans_it_is_said_that_there_is_no_dice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import random
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from bundle import distributed
 from bundle.data import EpisodeSampler
 from bundle.training import checkpoints, handlers
-from bundle.training.checkpoints import Checkpoints, save_atomically
+from bundle.training.checkpoints import Checkpoints
 from bundle.training.handlers import MeanLoss, ProgressBar, StopOnBrokenLoss, TrainingLog, loss_of
 from tests.processes import become
 
@@ -36,11 +38,19 @@ class Points(Dataset[Tensor]):
 class Training:
     """A linear network that learns from points with momentum and a schedule, two points a step."""
 
-    def __init__(self, folder: Path, outputs: int = 2, batch_size: int = 2, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        outputs: int = 2,
+        batch_size: int = 2,
+        momentum: float = 0.9,
+        gamma: float = 0.5,
+        **settings: Any,
+    ) -> None:
         torch.manual_seed(0)
         self.network = nn.Linear(3, outputs)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=0.5)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=momentum)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=2, gamma=gamma)
         self.sampler = EpisodeSampler()
         self.loader = DataLoader(Points(), batch_size=batch_size, sampler=self.sampler)
         self.engine = Engine(self.step)
@@ -72,6 +82,11 @@ class Training:
             with pytest.raises(InterruptedError):
                 self.engine.run(self.loader, max_epochs=EPOCHS, epoch_length=EPOCH_LENGTH)
         return self
+
+    def begin_and_save(self) -> None:
+        """Save before the first step, with the weights of the start."""
+        self.engine.add_event_handler(Events.STARTED, self.checkpoints.save)
+        self.begin()
 
     def begin(self) -> Training:
         """Start and stop before the first step."""
@@ -110,23 +125,6 @@ def test_the_loss_of_a_training_step_is_taken_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert loss_of([{"loss": torch.tensor(2.5, requires_grad=True)}]) == 2.5
-
-
-def test_saving_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(state: Any, file: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    save_atomically({"step": 1}, tmp_path / "last.pt")
-    monkeypatch.setattr(handlers.torch, "save", fail)
-    with pytest.raises(ValueError, match="No space left"):
-        save_atomically({"step": 2}, tmp_path / "last.pt")
-    assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 1}
-
-
-def test_saving_makes_the_folder_and_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
-    save_atomically({"step": 1}, tmp_path / "new" / "last.pt")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -188,22 +186,105 @@ def test_resuming_restores_the_random_states(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     Training(tmp_path).run(stop_after=2)
-    with pytest.raises(ValueError, match=r"(?s)last\.pt does not fit this training: .*size mismatch.*resume to false"):
+    with pytest.raises(ValueError, match=r"last\.pt is of a training with other settings: network::settings was "):
         Training(tmp_path, outputs=5, resume=True).run()
 
 
 def test_a_checkpoint_of_another_batch_size_is_refused(tmp_path: Path) -> None:
     Training(tmp_path).run(stop_after=2)
-    with pytest.raises(ValueError, match=r"last\.pt was made with batch_size 2, not 3"):
+    with pytest.raises(ValueError, match=r"with other settings: batch_size was 2, is 3\. Set them back"):
         Training(tmp_path, batch_size=3, resume=True).run()
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda _: b"", "it is empty"),
+    "truncated": (lambda content: content[: len(content) // 2], "it is truncated or damaged"),
+    "flipped": (lambda content: flipped(content), "it is damaged .*checksum"),
+    "pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+    "pickle": (lambda _: pickle.dumps(print), "it holds something else than tensors"),
+    "text": (lambda _: b"hello", "it holds something else than tensors"),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    """Turn one bit of the weights' numbers."""
+    numbers = Training(Path()).network.weight.detach().numpy().tobytes()[:8]
+    place = content.index(numbers)
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_said_in_one_sentence(tmp_path: Path, damage: str) -> None:
+    Training(tmp_path).begin_and_save()
+    last = tmp_path / "checkpoints" / "last.pt"
+    act, words = DAMAGES[damage]
+    last.write_bytes(act(last.read_bytes()))
+    with pytest.raises(ValueError, match=rf"last\.pt cannot be read .*{words}.*Copy a kept step_<n>\.pt"):
+        Training(tmp_path, resume=True).run()
+
+
+@pytest.mark.parametrize("name", ["network", "step", "random", "made_with"])
+def test_a_checkpoint_without_a_part_is_refused_with_its_name(tmp_path: Path, name: str) -> None:
     Training(tmp_path).run(stop_after=2)
     last = tmp_path / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"last\.pt"):
+    state = torch.load(last, weights_only=True)
+    del state[name]
+    torch.save(state, last)
+    with pytest.raises(ValueError, match=rf"last\.pt must hold what a training goes on with, but has no {name}\. Copy"):
         Training(tmp_path, resume=True).run()
+
+
+class Loss:
+    """A loss with a weight."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "setting": ({"settings": {"fold": 0}}, {"settings": {"fold": 1}}, "fold was 0, is 1"),
+    "new": ({}, {"settings": {"fold": 1}}, "fold was not set, is 1"),
+    "loss": ({"settings": {"loss": Loss(0.5)}}, {"settings": {"loss": Loss(1.0)}}, "loss::weight was 0.5, is 1.0"),
+    "optimizer": ({}, {"momentum": 0.5}, "optimizer::groups::0::momentum was 0.9, is 0.5"),
+    "schedule": ({}, {"gamma": 0.9}, "lr_scheduler::gamma was 0.5, is 0.9"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_whatever_shapes_the_weights_must_be_as_it_was(tmp_path: Path, case: str) -> None:
+    before, now, words = CHANGES[case]
+    Training(tmp_path, **before).run(stop_after=2)
+    Training(tmp_path, resume=True, **before).begin()
+    with pytest.raises(ValueError, match=rf"last\.pt is of a training with other settings: {words}\. Set"):
+        Training(tmp_path, resume=True, **now).run()
+
+
+def cosine(training: Training, steps: int, warm_up: int = 0) -> Training:
+    """Give a training a cosine schedule, after a warm-up."""
+    optimizer, schedulers = training.optimizer, torch.optim.lr_scheduler
+    made: Any = schedulers.CosineAnnealingLR(optimizer, T_max=steps)
+    if warm_up:
+        first = schedulers.ConstantLR(optimizer, 0.1, warm_up)
+        made = schedulers.SequentialLR(optimizer, [first, made], [warm_up])
+    training.schedule = training.checkpoints.parts["lr_scheduler"] = made
+    return training
+
+
+@pytest.mark.parametrize("warm_up", [0, 3])
+def test_a_finished_cosine_does_not_rise_again(tmp_path: Path, warm_up: int) -> None:
+    end = EPOCHS * EPOCH_LENGTH
+    cosine(Training(tmp_path), end - warm_up, warm_up).run()
+    cosine(Training(tmp_path, resume=True), end - warm_up, warm_up).run()
+    more = cosine(Training(tmp_path, resume=True), end - warm_up, warm_up)
+    with pytest.raises(ValueError, match=f"comes to its end at step {end}, and must not go on to step {end + 4}"):
+        more.engine.run(more.loader, max_epochs=EPOCHS + 1, epoch_length=EPOCH_LENGTH)
+
+
+def test_a_cosine_that_was_to_rise_again_from_the_start_goes_on(tmp_path: Path) -> None:
+    whole = cosine(Training(tmp_path / "whole"), 6).run()
+    cosine(Training(tmp_path / "cut"), 6).run(stop_after=5)
+    resumed = cosine(Training(tmp_path / "cut", resume=True), 6).run()
+    torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
 
 
 def test_starting_anew_sets_the_old_checkpoint_aside(tmp_path: Path) -> None:

@@ -16,13 +16,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import fire
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from bundle.command_line.checks import in_one_sentence, refuse_counts, switch
@@ -31,6 +29,7 @@ from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
 from bundle.evaluation.cross_validation.results import described_by, refuse_other_settings, write_results
 from bundle.evaluation.cross_validation.workflow import Unit, Workflow
+from bundle.files import alone_in
 
 NUM_FOLDS = 5
 
@@ -90,8 +89,7 @@ class CrossValidation:
         described = described_by(workflow, list_scans(dataset_dir), method)
         if root.exists() and not root.is_dir():
             raise ValueError(f"output_dir {root} is a file. Give a folder.")
-        root.mkdir(parents=True, exist_ok=True)
-        with _alone_in(root):
+        with alone_in(root):
             refuse_other_settings(root / "settings.json", described)
             failed = _work(workflow, units, jobs, method)
             write_results([root], root, f"Cross-validation: {method}", described["settings"])
@@ -99,7 +97,7 @@ class CrossValidation:
             lines = "\n  ".join(f"{unit.name}: see {unit.folder / 'log.txt'}" for unit in failed)
             raise ValueError(
                 f"{len(failed)} of {len(units)} units failed; the others are done, and are in the tables:\n  {lines}\n"
-                "Mend the cause and give the same command again."
+                "Fix the cause and rerun the command."
             )
 
     def compare(
@@ -213,16 +211,6 @@ def _step_of(unit: Unit) -> int:
     last = log.read_text().rstrip().rsplit("\n", 1)[-1] if log.is_file() else ""
     step = last.split(",")[0]
     return int(step) if step.isdigit() else 0
-
-
-@contextmanager
-def _alone_in(root: Path) -> Iterator[None]:
-    """Refuse two cross-validations in one folder at the same time."""
-    try:
-        with FileLock(root / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"another cross-validation works in {root}. Wait for it, or choose another folder.") from error
 
 
 def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.evaluation.cases import COLUMNS, read_cases, versions
+from bundle.evaluation.cases import COLUMNS, read_cases
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Workflow
 from bundle.evaluation.report_page import (
     METRICS,
@@ -22,16 +21,16 @@ from bundle.evaluation.report_page import (
     write_report,
 )
 from bundle.files import write_csv, written_whole
+from bundle.provenance import changes, digest, file_records, versions
 
 
 def described_by(workflow: Workflow, scans: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
     """Return what a cross-validation was made with: settings that must not change, and what is good to know."""
-    data = [f"{Path(scan[key]).name} {Path(scan[key]).stat().st_size}" for scan in scans for key in sorted(scan)]
-    digest = hashlib.sha256("\n".join(data).encode()).hexdigest()[:16]
+    data = file_records(scan[key] for scan in scans for key in sorted(scan))
     settings = {
         "method": method,
         "untrained": str(workflow.untrained),
-        "data": f"{len(scans)} scans, names and sizes {digest}",
+        "data": f"{len(scans)} scans, names and contents {digest(data)}",
         **workflow.settings(),
     }
     return {"settings": settings, "versions": versions(), "published": workflow.get("published")}
@@ -47,17 +46,10 @@ def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps(described, indent=1))
         return
-    before, now = json.loads(path.read_text())["settings"], described["settings"]
-    changed = [
-        f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+    if changed := changes(json.loads(path.read_text())["settings"], described["settings"]):
         raise ValueError(
-            f"{path.parent} holds a cross-validation with other settings, and results must not be mixed: "
-            f"{'; '.join(changed[:6])}{more}. Set them back, or choose another output_dir."
+            f"{path.parent} holds a cross-validation with other settings, and results must not be mixed: {changed}. "
+            "Set them back, or choose another output_dir."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from monai.bundle import ConfigParser
 
 from bundle.command_line.checks import refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_path
+from bundle.provenance import file_record
 
 PROTOCOLS = ("paper", "volume")
 
@@ -176,6 +176,5 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _portable(value: Any) -> str:
-    if isinstance(value, str) and len(value) < 1000 and Path(value).is_file():
-        return f"{Path(value).name}, sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]}"
-    return str(value)
+    is_file = isinstance(value, str) and len(value) < 1000 and Path(value).is_file()
+    return file_record(value) if is_file else str(value)

@@ -1,0 +1,72 @@
+"""PyTorch's files, ``.pt``: written whole, and checked to the last byte when they are read."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundle.files import written_whole
+
+
+def write_tensors(state: Any, path: Path) -> None:
+    """Write a file beside its place, then rename it: it is there whole, or not at all.
+
+    Raises:
+        WriteError: If the file cannot be written, or the disk is full.
+    """
+    # Through memory: of a full disk, PyTorch itself says only that an enforcement failed.
+    content = io.BytesIO()
+    torch.save(state, content)
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(content.getbuffer())
+
+
+def read_tensors(path: Path, advice: str) -> dict[str, Any]:
+    """Read a dictionary of tensors and plain values; nothing in the file is executed.
+
+    PyTorch's files are zip archives: the checksum of each record is compared, since PyTorch does not.
+
+    Args:
+        path: The file.
+        advice: What to do about a file that cannot be used, for the message.
+
+    Raises:
+        ValueError: If the file is damaged, or holds something else; the message says what it looks like.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as records:
+                broken = records.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"the checksum of its record {broken} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, *DAMAGED) as error:
+        raise ValueError(f"{path} cannot be read as a file of PyTorch: {_looks(path, error)}. {advice}") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(state).__name__}. {advice}")
+    return dict(state)
+
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError, TypeError, OSError)
+"""What zipfile and pickle raise over bytes that make no sense, besides what they document."""
+
+
+def _looks(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, so fetch the file itself with `git lfs pull`"
+    if isinstance(error, zipfile.BadZipFile):
+        return f"it is damaged ({error})"
+    if start.startswith(b"PK"):
+        return "it is truncated or damaged"
+    return f"it holds something else than tensors and plain values ({type(error).__name__})"
