@@ -29,7 +29,17 @@ ALLOWED = {
     "prepare": {"command_line", "data", "files", "keys", "transforms"},
     "command_line": set(),
     "monai_label": {"data", "inference", "keys", "transforms"},
-    "benchmark": {"command_line", "data", "evaluation", "files", "inference", "keys", "monai_label", "networks"}
+    "benchmark": {
+        "command_line",
+        "data",
+        "distributed",
+        "evaluation",
+        "files",
+        "inference",
+        "keys",
+        "monai_label",
+        "networks",
+    }
     | {"transforms"},
     "__main__": set(),
 }
