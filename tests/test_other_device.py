@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
-from bundle.data.phantoms import write_phantom_study
+from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.annotation_order import Annotator, simulate
 from tests.other_device import DEVICE, other_device
 
@@ -119,6 +119,6 @@ def test_cases_are_compared_on_another_device(tmp_path: Path, protocol: str) -> 
 
 
 def test_annotation_orders_are_compared_on_another_device(tmp_path: Path) -> None:
-    study = write_phantom_study(tmp_path / "study", unlabeled=0, labeled=3, size=[64, 64, 6], noise=20.0)
+    study = write_phantoms(tmp_path / "study", unlabeled=0, labeled=3, size=[64, 64, 6], noise=20.0)
     annotator = Annotator(smoke(tmp_path, "inference.yaml"), list_scans(study))
     assert len(simulate(annotator, annotated=1, orders=1, seed=0)) == 2
