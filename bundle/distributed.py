@@ -62,6 +62,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def available_cores() -> int:
+    """Return how many cores this process may use: on a cluster's node, those that its job was given."""
+    counted = getattr(os, "process_cpu_count", None)  # since Python 3.13
+    if counted is not None:
+        return int(counted() or 1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def alone() -> bool:
     """Tell whether there is no other process."""
     return idist.get_world_size() == 1

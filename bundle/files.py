@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import shutil
 import time
 import uuid
@@ -160,6 +161,27 @@ def file_name(path: str | Path | None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a table beside its place, then rename it."""
-    with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    """Write a table beside its place, then rename it. A name that a spreadsheet would compute is quoted with ``'``."""
+    quoted = (["'" + cell if _FORMULA.match(cell) else cell for cell in row] for row in rows)
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(quoted)
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Return the rows of a table that ``write_csv`` wrote, names as they were given."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [[cell[1:] if _QUOTED.match(cell) else cell for cell in row] for row in csv.reader(file)]
+
+
+def safe_name(name: str) -> str:
+    """Return a name for a file or a folder: ``name`` where it is one, else without what leads to another place.
+
+    Names that differ stay different: where a character is replaced, some digits of a hash are added.
+    """
+    plain = re.sub(r"[^\w+\-. ]", "_", name).strip(". ")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+# Numbers begin with a sign, too.
+_FORMULA = re.compile(r"(?!'*[+-]?[\d.]+(e[+-]?\d+)?$)'*[=+\-@\t\r]")
+_QUOTED = re.compile("'" + _FORMULA.pattern)

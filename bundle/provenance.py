@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import platform
 import random
 import re
@@ -29,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from bundle.distributed import available_cores
 
 LIBRARIES = ("monai", "torch", "scikit-image", "scipy", "numpy", "nibabel")
 """Packages whose versions can change a result."""
@@ -174,7 +175,7 @@ def versions() -> dict[str, str]:
     """Return what results are made with, for people: packages, Python and the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {"bundle": _version_of("bundle"), **library_versions(), "python": platform.python_version()}
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {gpu}"
+    machine = f"{platform.system()} {platform.machine()}, {available_cores()} cores, {gpu}"
     return {f"version: {name}": number for name, number in packages.items()} | {"machine": machine}
 
 

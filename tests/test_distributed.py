@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,18 @@ def test_a_process_too_many_has_no_share(monkeypatch: pytest.MonkeyPatch) -> Non
     become(monkeypatch, 2, 3, {0: ["a"], 1: ["b"]})
     assert list(distributed.own_share("ab")) == []
     assert distributed.gathered([]) == ["a", "b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
+def test_cores_are_those_that_the_process_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    assert distributed.available_cores() == 3
+    monkeypatch.delattr(os, "process_cpu_count")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5})
+    assert distributed.available_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert distributed.available_cores() == 64
 
 
 def test_a_process_alone_has_everything() -> None:

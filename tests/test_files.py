@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import multiprocessing
 import os
@@ -14,7 +15,18 @@ from typing import Any
 
 import pytest
 
-from bundle.files import WriteError, alone_in, file_name, keep_alone, remove_abandoned, text_of, written_whole
+from bundle.files import (
+    WriteError,
+    alone_in,
+    file_name,
+    keep_alone,
+    read_csv,
+    remove_abandoned,
+    safe_name,
+    text_of,
+    write_csv,
+    written_whole,
+)
 
 fork = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parents[1]
@@ -202,3 +214,34 @@ def test_a_process_keeps_a_folder_until_its_end_however_it_ends(tmp_path: Path) 
     third = keeper(tmp_path)
     assert third.communicate(timeout=60)[0] == b"kept\n"
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "'=1", "''-a"])
+def test_a_spreadsheet_computes_no_name_of_a_table_and_it_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [["scan", "dice"], [name, "0.5"]])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        written = list(csv.reader(file))
+    assert written[1] == [f"'{name}", "0.5"]
+    assert read_csv(tmp_path / "a.csv") == [["scan", "dice"], [name, "0.5"]]
+
+
+@pytest.mark.parametrize("cell", ["-0.5", "+3", "-1e-05", "scan-1", "a=b", "'quoted'", ""])
+def test_numbers_and_plain_names_of_a_table_stay_as_they_are(cell: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [["scan", cell]])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["scan", cell]]
+    assert read_csv(tmp_path / "a.csv") == [["scan", cell]]
+
+
+@pytest.mark.parametrize("name", ["x/../../y", "..", "../a", "a\\b", "C:\\a", "a\0b", ".hidden", "a/b/c", "a\nb"])
+def test_a_name_leads_to_no_other_folder(name: str, tmp_path: Path) -> None:
+    safe = safe_name(name)
+    assert Path(safe).parts == (safe,)
+    assert not set("/\\:\0\n") & set(safe)
+    assert not safe.startswith(".")
+
+
+def test_names_of_files_stay_as_they_are_where_they_can_and_differ_where_they_differed() -> None:
+    for name in ("left_kidney", "Niere links", "左腎", "liver-2.1", ""):
+        assert safe_name(name) == name
+    assert len({safe_name(name) for name in ("a/b", "a_b", "a\\b", "a:b")}) == 4

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bundle"
 ALLOWED = {
     "keys": set(),
     "files": set(),
-    "provenance": set(),
+    "provenance": {"distributed"},
     "tensor_files": {"files"},
     "distributed": set(),
     "transforms": {"keys"},
@@ -31,8 +31,8 @@ ALLOWED = {
     "prepare": {"command_line", "data", "files", "keys", "provenance", "transforms"},
     "command_line": {"files"},
     "monai_label": {"data", "inference", "keys", "transforms"},
-    "benchmark": {"command_line", "data", "evaluation", "files", "inference", "keys", "monai_label", "networks"}
-    | {"provenance", "transforms"},
+    "benchmark": {"command_line", "data", "distributed", "evaluation", "files", "inference", "keys", "monai_label"}
+    | {"networks", "provenance", "transforms"},
     "__main__": set(),
 }
 

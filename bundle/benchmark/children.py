@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bundle.command_line.configs import ROOT
 
@@ -45,6 +46,10 @@ def peak_megabytes() -> float:
     if status.is_file():  # of Linux: ru_maxrss there begins with that of the process that started this one
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -13,6 +12,7 @@ import torch
 
 from bundle.benchmark.plot import figure_of
 from bundle.benchmark.results import Result, long_form, markdown
+from bundle.distributed import available_cores
 from bundle.files import write_csv, written_whole
 from bundle.provenance import versions
 
@@ -23,7 +23,7 @@ def about(seed: int, device: str) -> dict[str, str]:
         "command": shlex.join(["python", "-m", "bundle.benchmark", *sys.argv[1:]]),
         "seed": str(seed),
         "device": device,
-        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
+        "processor": f"{processor()}, {available_cores()} cores, {torch.get_num_threads()} threads used",
         **versions(),
     }
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pandas import DataFrame
+
+from bundle.evaluation import scores as evaluation
+
 CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size", "road")
 """What may tell one case from another."""
 
@@ -40,21 +44,18 @@ def markdown(results: Sequence[Result], about: Mapping[str, str]) -> str:
     lines = ["# Benchmark", "", *(f"- {name}: {value}" for name, value in about.items())]
     for benchmark in dict.fromkeys(result.benchmark for result in results):
         table = _table([result for result in results if result.benchmark == benchmark])
-        ruled = [table[0], ["---"] * len(table[0]), *table[1:]]
-        lines += ["", f"## {benchmark}", "", *(f"| {' | '.join(row)} |" for row in ruled)]
+        lines += ["", f"## {benchmark}", "", evaluation.markdown(table).rstrip("\n")]
     return "\n".join(lines) + "\n"
 
 
-def _table(results: Sequence[Result]) -> list[list[str]]:
-    columns = [column for column in CASE_COLUMNS if any(column in result.case for result in results)]
-    names = list(dict.fromkeys(name for result in results for name in result.values))
-    notes = ["note"] if any(result.note for result in results) else []
-    rows = [[*(column.replace("_", " ") for column in columns), *names, *notes]]
-    for result in results:
-        case = [str(result.case.get(column, "-")) for column in columns]
-        numbers = [_rounded(result.values[name]) if name in result.values else "-" for name in names]
-        rows.append([*case, *numbers, *(result.note for _ in notes)])
-    return rows
+def _table(results: Sequence[Result]) -> DataFrame:
+    rows = [{**r.case, **{n: _rounded(v) for n, v in r.values.items()}, "note": r.note} for r in results]
+    names = dict.fromkeys(name for result in results for name in result.values)
+    table = DataFrame(rows, columns=[*CASE_COLUMNS, *names, "note"])
+    table = table.dropna(axis="columns", how="all").fillna("-").astype(str)
+    if not table["note"].any():
+        table = table.drop(columns="note")
+    return table.rename(columns={column: column.replace("_", " ") for column in CASE_COLUMNS})
 
 
 def _rounded(value: float) -> str:

@@ -8,13 +8,13 @@ what a killed process was writing is removed.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,32 @@ _Made = tuple[str, ValueError | None]
 
 @dataclass(frozen=True)
 class CachedScan:
-    """One scan's slices.
+    """One scan's slices. What goes to another process is where they lie, and not the slices.
 
     Attributes:
+        entry: The folder that they lie in.
         name: The image file's name.
-        image: Slices, not standardized, float32 ``(Z, H, W)``, memory-mapped.
-        superpixels: Their superpixel ids, int16 ``(Z, H, W)``, memory-mapped.
         mean: Mean over all voxels.
         variance: Population variance over all voxels.
     """
 
+    entry: Path
     name: str
-    image: np.ndarray
-    superpixels: np.ndarray
     mean: float
     variance: float
+
+    @functools.cached_property
+    def image(self) -> np.ndarray:
+        """Slices, not standardized, float32 ``(Z, H, W)``, memory-mapped."""
+        return np.load(self.entry / "image.npy", mmap_mode="r")
+
+    @functools.cached_property
+    def superpixels(self) -> np.ndarray:
+        """Their superpixel ids, int16 ``(Z, H, W)``, memory-mapped."""
+        return np.load(self.entry / "superpixels.npy", mmap_mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def cached_scans(
@@ -100,7 +111,7 @@ def cached_scans(
 
 def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:
     """Return the items of a share; none after one that could not be written, since the next could not either."""
-    cores = max((os.cpu_count() or 1) // idist.get_nproc_per_node(), 1)
+    cores = max(distributed.available_cores() // idist.get_nproc_per_node(), 1)
     workers = min(cores if num_workers is None else num_workers, len(share))
     random = torch.Generator(device="cpu")
     loader = DataLoader(work, batch_size=None, sampler=share, num_workers=workers, generator=random)
@@ -191,13 +202,10 @@ def _in_npy(array: np.ndarray) -> memoryview:
 def _open(entry: Path) -> CachedScan:
     try:
         numbers = json.loads((entry / "entry.json").read_text())
-        return CachedScan(
-            name=numbers["source"],
-            image=np.load(entry / "image.npy", mmap_mode="r"),
-            superpixels=np.load(entry / "superpixels.npy", mmap_mode="r"),
-            mean=numbers["mean"],
-            variance=numbers["variance"],
-        )
+        scan = CachedScan(entry, numbers["source"], numbers["mean"], numbers["variance"])
+        if scan.image.shape != scan.superpixels.shape:  # both are opened here, where a damaged file is named
+            raise ValueError(f"slices {scan.image.shape}, superpixels {scan.superpixels.shape}")
+        return scan
     except (OSError, ValueError, KeyError) as error:  # no process leaves it so; a disk that lost power may
         raise CacheError(
             f"the entry {entry} of the cache is damaged ({type(error).__name__}: {error}). Remove that folder; the "

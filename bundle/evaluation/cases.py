@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -11,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
@@ -19,10 +19,10 @@ from monai.utils import convert_to_tensor
 
 from bundle import distributed
 from bundle.data.nifti import name_of, source_of
-from bundle.evaluation.handlers import mean_of_present
 from bundle.evaluation.metrics import case_metrics
-from bundle.evaluation.report_page import METRICS, write_report
-from bundle.files import write_csv
+from bundle.evaluation.report_page import write_report
+from bundle.evaluation.scores import METRICS, STEPS, numbers
+from bundle.files import read_csv, safe_name, write_csv
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.provenance import versions
@@ -30,13 +30,13 @@ from bundle.transforms.volumes import restore_grid
 
 COLUMNS = (
     *("dataset", "method", "setting", "group", "fold", "seed", "support", "scan", "organ", "protocol"),
-    *("status", *METRICS, "nsd_tolerance_mm"),
+    *("status", *METRICS, "nsd_tolerance_mm", STEPS),
 )
 
-OLDER_COLUMNS = tuple(column for column in COLUMNS if column != "quality")
-"""Of tables that were written before there was an estimate of quality."""
+LATER_COLUMNS = {"quality", STEPS}
+"""Columns that older tables lack."""
 
-COMPARED = METRICS[:-2]
+COMPARED = tuple(METRICS)[:-2]
 """The metrics that ``CaseMetrics`` has; quality comes with the scores, and seconds are measured here."""
 
 
@@ -47,7 +47,8 @@ class CaseTable:
         path: The CSV file; it is there when all scans are done, and ``report.html`` beside it. The report takes its
             pictures from ``overlays`` beside it.
         inferer: Knows organs and support.
-        case: What all rows have in common, by column: dataset, method, setting, group, fold, seed, protocol.
+        case: What all rows have in common, by column: dataset, method, setting, group, fold, seed, protocol, and the
+            steps of the training if they are known.
         nsd_tolerance: Of the normalized surface Dice, mm.
         settings: What the report says of configuration.
         published: Dice x 100 by setting and organ, shown beside.
@@ -64,7 +65,7 @@ class CaseTable:
     ) -> None:
         self.path = Path(path)
         self.inferer = inferer
-        self.case = {name: "" if value is None else str(value) for name, value in case.items()}
+        self.case = {STEPS: ""} | {name: "" if value is None else str(value) for name, value in case.items()}
         self.nsd_tolerance = nsd_tolerance
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self.published = published
@@ -131,24 +132,36 @@ class CaseTable:
             self._write(rows)
 
     def _write(self, rows: Sequence[dict[str, str]]) -> None:
-        write_csv(self.path, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
-        lines = [f"{self.case['protocol']} protocol, {len(rows)} cases, means over the scans that have the organ"]
-        lines.append("organ".ljust(20) + "".join(name.rjust(15) for name in COMPARED))
-        for organ in self.inferer.organ_names():
-            cases = [row for row in rows if row["organ"] == organ]
-            means = [np.array([float(row[name] or "nan") for row in cases]) for name in COMPARED]
-            absent = sum(row["status"] == "absent" for row in cases)
-            line = organ.ljust(20) + "".join(f"{mean_of_present(values):15.3f}" for values in means)
-            lines.append(line + (f"  absent in {absent} of {len(cases)}" if absent else ""))
+        write_cases(self.path, rows)
         write_report(
             self.path.with_name("report.html"),
             rows,
             title=f"{self.case['dataset']}: {self.case['method']}",
             settings={**self.settings, **versions()},
             published=self.published,
-            picture_of=lambda case: self.path.parent / "overlays" / f"{case['scan']}_{case['organ']}.png",
+            picture_of=lambda case: picture_of(self.path.parent, case),
         )
-        print("\n".join([*lines, f"cases.csv and report.html: {self.path.parent}"]), flush=True)
+        print(f"{self.case['protocol']} protocol, {len(rows)} cases, means over the scans that have the organ")
+        print(_means(rows), f"cases.csv and report.html: {self.path.parent}", sep="\n", flush=True)
+
+
+def _means(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a text table of each organ's means."""
+    organs = numbers(rows).groupby("organ", sort=False)
+    absent = organs["status"].agg(lambda status: f"{(status == 'absent').sum()} of {len(status)}")
+    table = organs[list(COMPARED)].mean().assign(absent=absent).rename_axis(None)
+    with pd.option_context("display.width", None, "display.max_columns", None):
+        return table.to_string(float_format="%.3f", na_rep="nan")
+
+
+def picture_of(folder: Path, case: Mapping[str, str]) -> Path:
+    """Return where ``SaveOverlays`` draws a case, by organ."""
+    return folder / "overlays" / f"{case['scan']}_{safe_name(case['organ'])}.png"
+
+
+def write_cases(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a table of cases."""
+    write_csv(path, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
 
 
 def read_cases(path: Path) -> list[dict[str, str]]:
@@ -157,12 +170,10 @@ def read_cases(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: If the file is none.
     """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        given = tuple(reader.fieldnames or ())
-        if given not in (COLUMNS, OLDER_COLUMNS):
-            raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
-        return [dict.fromkeys(COLUMNS, "") | row for row in reader]
+    given, *rows = read_csv(path) or [[]]
+    if set(COLUMNS) - LATER_COLUMNS - set(given) or set(given) - set(COLUMNS):
+        raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
+    return [dict.fromkeys(COLUMNS, "") | dict(zip(given, row, strict=True)) for row in rows]
 
 
 def _number(value: float) -> str:

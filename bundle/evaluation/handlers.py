@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any, cast
 import nibabel
 import numpy as np
 from ignite.engine import Engine, Events
+from pandas import DataFrame, Index, Series
 
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of
 from bundle.evaluation.doubts import closing_line, doubts_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
-from bundle.files import write_csv
+from bundle.files import read_csv, safe_name, write_csv
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
@@ -46,7 +46,7 @@ class DiceTable:
         self.title = title
         self._scans: list[str] = []
         self._count = 0
-        self._history: list[tuple[int, np.ndarray]] = []
+        self._history: dict[int, Series] = {}
 
     def attach(self, engine: Engine) -> None:
         """Follow the evaluator."""
@@ -68,33 +68,30 @@ class DiceTable:
             return
         rows = iter(state.metric_details[self.metric].cpu().double().numpy())
         cases = distributed.interleaved([[(scan, next(rows)) for scan in scans] for scans in everyone])
-        dice = {scan: row for scan, row in cases if scan}
+        dice = DataFrame.from_dict({scan: row for scan, row in cases if scan}, orient="index", columns=self.organs)
         epoch = max(int(state.epoch), 0)
-        means = [mean_of_present(column) for column in np.stack(list(dice.values())).T]
         self._count = len(dice)
-        self._history = [(other, means) for other, means in self._history if other != epoch]
-        self._history.append((epoch, np.array(means)))
+        self._history.pop(epoch, None)
+        self._history[epoch] = dice.mean()
         if distributed.is_first():
             self._write(epoch, dice)
             print(self.table(), flush=True)
 
     def table(self) -> str:
         """Return the means of all evaluations so far as a text table."""
-        width = max(12, *(len(organ) + 2 for organ in self.organs))
-        lines = [f"{self.title}, mean over {self._count} scans"]
-        lines.append("after epoch".ljust(16) + "".join(name.rjust(width) for name in [*self.organs, "mean"]))
-        for epoch, means in self._history:
-            name = "0 (untrained)" if epoch == 0 else str(epoch)
-            lines.append(name.ljust(16) + "".join(f"{v:.3f}".rjust(width) for v in [*means, mean_of_present(means)]))
-        return "\n".join(lines)
+        table = DataFrame(self._history).T
+        table.insert(len(self.organs), "mean", table.mean(axis=1), allow_duplicates=True)  # an organ may be called so
+        table.index = Index(["0 (untrained)" if epoch == 0 else str(epoch) for epoch in self._history])
+        table.columns.name = "after epoch"
+        text = table.to_string(float_format="%.3f", na_rep="nan", line_width=10_000)
+        return f"{self.title}, mean over {self._count} scans\n{text}"
 
-    def _write(self, epoch: int, dice: Mapping[str, np.ndarray]) -> None:
-        rows = list(csv.reader(self.path.open(newline="")))[1:] if self.path.is_file() else []
-        rows = [row for row in rows if int(row[0]) < epoch]
-        for scan, values in dice.items():
+    def _write(self, epoch: int, dice: DataFrame) -> None:
+        rows = [row for row in (read_csv(self.path)[1:] if self.path.is_file() else []) if int(row[0]) < epoch]
+        # An organ that the scan does not have has no Dice: said, not averaged.
+        for scan, values in dice.iterrows():
             for organ, value in zip(self.organs, values, strict=True):
-                # An organ that the scan does not have has no Dice: said, not averaged.
-                rows.append([str(epoch), scan, organ, "absent" if np.isnan(value) else f"{value:.4f}"])
+                rows.append([str(epoch), str(scan), organ, "absent" if np.isnan(value) else f"{value:.4f}"])
         write_csv(self.path, [["epoch", "scan", "organ", "dice"], *rows])
 
 
@@ -168,11 +165,10 @@ class SaveMasks:
     def _earlier(self) -> dict[str, dict[str, list[str]]]:
         """Return quality and notices of the table that is there, by scan and organ."""
         path, found = self.folder / "volumes.csv", dict[str, dict[str, list[str]]]()
-        if path.is_file():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    doubts = [row.get(column) or "" for column in ("quality", "notice")]
-                    found.setdefault(row["scan"], {})[row["organ"]] = doubts
+        header, *rows = read_csv(path) if path.is_file() else [[]]
+        for row in (dict(zip(header, cells, strict=True)) for cells in rows):
+            doubts = [row.get(column, "") for column in ("quality", "notice")]
+            found.setdefault(row["scan"], {})[row["organ"]] = doubts
         return found
 
     def _path(self, name: str) -> Path:
@@ -216,7 +212,7 @@ class SaveOverlays:
             if self.by_organ:
                 for mask, (name, organ) in zip(item[PRED_MASKS], organs.items(), strict=True):
                     row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
-                    save_png(row, self.folder / f"{scan}_{name}.png")
+                    save_png(row, self.folder / f"{scan}_{safe_name(name)}.png")
             else:
                 rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
                 save_png(stacked(rows), self.folder / f"{scan}.png")
@@ -242,9 +238,3 @@ class SaveOverlays:
 def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:
     image, label = np.asarray(scan[IMAGE])[0, ..., z], np.asarray(label)[0, ..., z]
     return caption(enlarged(overlay_label(image, label, ids)), text)
-
-
-def mean_of_present(values: np.ndarray) -> float:
-    """Return the mean of what is a number; NaN if nothing is."""
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")

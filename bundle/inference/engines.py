@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Events
-from monai.engines import PrepareBatch, SupervisedEvaluator
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents, PrepareBatch, SupervisedEvaluator
 from torch import Tensor
 
 from bundle import distributed
@@ -31,12 +31,33 @@ class PrepareScan(PrepareBatch):
         return image, label, (), {LABEL: label}
 
 
+class ToCPU:
+    """Bring what an iteration gives to the CPU once it is postprocessed: metrics, masks and pictures are made there."""
+
+    def attach(self, engine: Engine) -> None:
+        """Wait for the postprocessing, which an evaluator registers before its handlers."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Move the tensors of every scan of this iteration."""
+        state: Any = engine.state
+        state.output = [
+            {key: value.cpu() if isinstance(value, Tensor) else value for key, value in item.items()}
+            for item in state.output
+        ]
+
+
 class ScanEvaluator(SupervisedEvaluator):
     """A ``SupervisedEvaluator`` that has its share of the scans, by ``distributed.own_share`` as its loader's sampler.
+
+    Scans are segmented and postprocessed on the device; handlers and metrics get them on the CPU.
 
     Its handlers gather when all scans are done. A process without a scan, or that finds all of them done, therefore
     still starts and ends.
     """
+
+    def __init__(self, *, val_handlers: Sequence[Any] | None = None, **settings: Any) -> None:
+        super().__init__(val_handlers=[ToCPU(), *(val_handlers or [])], **settings)
 
     @property
     def scans(self) -> int:

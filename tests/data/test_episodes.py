@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -305,3 +306,22 @@ def test_the_sampler_can_be_set_before_it_is_used() -> None:
 def test_a_seed_that_is_no_whole_number_from_0_is_refused(tmp_path: Path, seed: Any) -> None:
     with pytest.raises(ValueError, match="seed must be a whole number from 0"):
         EpisodeDataset([{"image": "a"}], lambda scan: scan, tmp_path, seed=seed)
+
+
+def test_a_spawned_process_is_told_where_the_slices_lie_and_not_what_they_hold(tmp_path: Path) -> None:
+    made = episodes(tmp_path, quarters(1, 2, 3, 4))
+    made.scans[0].image[0]  # open
+    slices = made.scans[0].image.nbytes + made.scans[0].superpixels.nbytes
+    many = EpisodeDataset(
+        [scan(tmp_path, quarters(1, 2, 3, 4), depth=60)], StoredScan(), tmp_path / "cache", num_workers=0
+    )
+    growth = len(pickle.dumps(many)) - len(pickle.dumps(made))
+    assert growth < 0.1 * (many.scans[0].image.nbytes + many.scans[0].superpixels.nbytes - slices)
+
+
+def test_spawned_processes_make_the_same_episodes(tmp_path: Path) -> None:
+    made = episodes(tmp_path, quarters(1, 2, 3, 4))
+    loader = DataLoader(made, batch_size=2, num_workers=1, multiprocessing_context="spawn")
+    batch = next(iter(loader))
+    assert torch.equal(batch["image"], torch.stack([made[0]["image"], made[1]["image"]]))
+    assert torch.equal(batch["support_mask"], torch.stack([made[0]["support_mask"], made[1]["support_mask"]]))

@@ -62,11 +62,13 @@ def scan(tmp_path: Path) -> dict[str, Any]:
     return {**volumes, "network_label": volumes["label"].clone(), "pred_masks": masks}
 
 
-def evaluate(scan: dict[str, Any], folder: Path, **settings: Any) -> dict[str, dict[str, str]]:
+def evaluate(
+    scan: dict[str, Any], folder: Path, organs: dict[str, int] = ORGANS, **settings: Any
+) -> dict[str, dict[str, str]]:
     """Run an evaluator of one scan with its pictures and its table; return the cases by organ."""
     support = scan | {"label": scan["label"].clone()}
     support["label"][0, :2, :2, 0] = ORGANS["kidneys"]  # a support must show what is to be drawn
-    inferer: Any = SimpleNamespace(organ_names=lambda: ORGANS, support_scans=lambda: [support])
+    inferer: Any = SimpleNamespace(organ_names=lambda: organs, support_scans=lambda: [support])
 
     def segment(engine: Engine, _: Any) -> list[dict[str, Any]]:
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -124,9 +126,10 @@ def test_the_means_are_printed_without_absent_organs(
     evaluate(scan, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "volume protocol, 3 cases, means over the scans that have the organ"
+    assert lines[1].split() == ["dice", "nsd", "hd95_mm", "precision", "recall", "fp_outside_ml", "absent"]
     assert lines[2].split()[:3] == ["liver", "1.000", "1.000"]
     assert lines[4].split()[:2] == ["kidneys", "nan"]
-    assert lines[4].endswith("absent in 1 of 1")
+    assert lines[4].endswith("1 of 1")
 
 
 def test_there_is_a_report_with_pictures_and_settings(scan: dict[str, Any], tmp_path: Path) -> None:
@@ -135,6 +138,16 @@ def test_there_is_a_report_with_pictures_and_settings(scan: dict[str, Any], tmp_
     assert page.count("data:image/jpeg;base64,") == 2  # liver and spleen; kidneys have no case to show
     for text in ("shots", "76.1", "version: monai", "scan_1"):
         assert text in page
+
+
+def test_an_organs_name_leads_to_no_other_folder_and_the_report_finds_its_picture(
+    scan: dict[str, Any], tmp_path: Path
+) -> None:
+    cases = evaluate(scan, tmp_path / "out" / "eval", {"x/../../y": 1, "spleen": 2, "kidneys": 3})
+    assert cases["x/../../y"]["dice"] == "1.0000"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["eval"]
+    assert not list(tmp_path.glob("**/y*"))
+    assert (tmp_path / "out" / "eval" / "report.html").read_text().count("data:image/jpeg;base64,") == 2
 
 
 def test_a_picture_of_an_organ_shows_its_mask_alone(scan: dict[str, Any], tmp_path: Path) -> None:
@@ -182,5 +195,7 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "other.csv", [["scan", "dice"], ["a", "1"]])
     with pytest.raises(ValueError, match="no table of cases"):
         read_cases(tmp_path / "other.csv")
+    write_csv(tmp_path / "older.csv", [[name for name in COLUMNS if name not in ("quality", "steps")]])
+    assert read_cases(tmp_path / "older.csv") == []
     write_csv(tmp_path / "empty.csv", [COLUMNS])
     assert read_cases(tmp_path / "empty.csv") == []

@@ -28,7 +28,7 @@ from bundle.data.exclusion import checked_setting
 from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
 from bundle.evaluation.cross_validation.results import described_by, refuse_other_settings, write_results
-from bundle.evaluation.cross_validation.workflow import Unit, Workflow
+from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import alone_in
 
 NUM_FOLDS = 5
@@ -66,7 +66,7 @@ class CrossValidation:
                 In 2 and legacy_all each of the config's groups is trained for and evaluated.
             folds: Which folds, such as 0 or [0,1]; all five if not said.
             seeds: Seeds of the trainings, such as 1234 or [1,2,3].
-            method: What the table calls it; the folder's name if not said.
+            method: What the table calls it; ALPNet and its presets if not said.
             untrained: Do not train: the encoder as it starts.
             weights_of: Do not train: the weights of this output folder of another run, fold by fold. For what changes
                 the evaluation only, such as preset_annotate_one.
@@ -83,7 +83,8 @@ class CrossValidation:
         if trained is not None:
             _check_weights(trained, units)
         # "a, b" on the command line comes as a tuple.
-        method = ", ".join(map(str, method)) if isinstance(method, tuple) else str(method or root.resolve().name)
+        given = ", ".join(map(str, method)) if isinstance(method, tuple) else method
+        method = str(given or method_name(names, workflow.untrained, trained))
         jobs = default_jobs(len(units)) if jobs is None else jobs
         refuse_counts(jobs=jobs)
         described = described_by(workflow, list_scans(dataset_dir), method)
@@ -92,7 +93,7 @@ class CrossValidation:
         with alone_in(root):
             refuse_other_settings(root / "settings.json", described)
             failed = _work(workflow, units, jobs, method)
-            write_results([root], root, f"Cross-validation: {method}", described["settings"])
+            write_results([root], root, f"Cross-validation: {method}", described["values"])
         if failed:
             lines = "\n  ".join(f"{unit.name}: see {unit.folder / 'log.txt'}" for unit in failed)
             raise ValueError(
@@ -115,7 +116,8 @@ class CrossValidation:
         for root in roots:
             if not (root / "settings.json").is_file():
                 raise FileNotFoundError(f"{root} is no folder of a cross-validation: it has no settings.json.")
-        found = [json.loads((root / "settings.json").read_text())["settings"] for root in roots]
+        described = [json.loads((root / "settings.json").read_text(encoding="utf-8")) for root in roots]
+        found = [{**one["settings"], **one.get("values", {})} for one in described]
         shared = {key: value for key, value in found[0].items() if all(one.get(key) == value for one in found)}
         own = {
             f"{one['method']}, setting {one['setting']}: {key}": value
@@ -129,12 +131,11 @@ class CrossValidation:
 def _units(root: Path, workflow: Workflow, folds: Sequence[int], seeds: Sequence[int]) -> Iterator[Unit]:
     """Return all units, after a look at the data: a fold that cannot be is said before any work."""
     annotated = [scan for scan in list_scans(workflow.get("dataset_dir")) if "label" in scan]
-    for fold in folds:
-        fold_of(annotated, fold, NUM_FOLDS)
+    scans = {fold: len(fold_of(annotated, fold, NUM_FOLDS)[0]) for fold in folds}
     for seed in seeds:
         for group, organs in _groups(workflow).items():
             for fold in folds:
-                yield Unit(root, group, organs, fold, seed)
+                yield Unit(root, group, organs, fold, seed, scans[fold])
 
 
 def _check_weights(trained: Path, units: Sequence[Unit]) -> None:
@@ -194,23 +195,16 @@ def _work(workflow: Workflow, units: Sequence[Unit], jobs: int, method: str) -> 
 
 
 def _watch(futures: Mapping[Future[bool], Unit], steps: int) -> None:
-    """Show how far the trainings and evaluations are until all are done."""
-    each = max(steps, 1)
-    with tqdm(total=each * len(futures), desc="cross-validation", unit="step", mininterval=2.0) as bar:
+    """Show how many training steps are made and scans of evaluations segmented, until all are done."""
+    whole = {future: max(steps + len(PROTOCOLS) * unit.scans, 1) for future, unit in futures.items()}
+    with tqdm(total=sum(whole.values()), desc="cross-validation", unit="step or scan", mininterval=2.0) as bar:
         while True:
-            done = {future: future.done() for future in futures}
-            bar.n = sum(each if done[future] else min(_step_of(unit), steps) for future, unit in futures.items())
-            bar.set_postfix_str(f"{sum(done.values())} of {len(futures)} units")
-            if all(done.values()):
+            done = [future for future in futures if future.done()]
+            bar.n = sum(whole[f] if f in done else min(u.step, steps) + u.segmented for f, u in futures.items())
+            bar.set_postfix_str(f"{len(done)} of {len(futures)} units")
+            if len(done) == len(futures):
                 return
             time.sleep(1)
-
-
-def _step_of(unit: Unit) -> int:
-    log = unit.folder / "log" / "training.csv"
-    last = log.read_text().rstrip().rsplit("\n", 1)[-1] if log.is_file() else ""
-    step = last.split(",")[0]
-    return int(step) if step.isdigit() else 0
 
 
 def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[int]:

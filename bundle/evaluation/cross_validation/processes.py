@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from bundle.distributed import available_cores
+
 
 class Processes:
     """The commands that run at present, so that they can be stopped together."""
@@ -63,17 +65,19 @@ def _die_with_parent() -> None:
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Share cores and GPUs among the units; what the user has set stays."""
+    """Share cores and GPUs among the units: threads that the user has set stay, and of GPUs each unit sees one."""
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    if (gpus := torch.cuda.device_count()) > 1:
-        environment.setdefault("CUDA_VISIBLE_DEVICES", str(slot % gpus))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))
+    if (count := torch.cuda.device_count()) > 1:
+        # The names may be indices or UUIDs, those that a cluster gave this job.
+        given = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        environment["CUDA_VISIBLE_DEVICES"] = (given or [str(gpu) for gpu in range(count)])[slot % count]
     return environment
 
 
 def default_jobs(units: int) -> int:
     """Return how many units to run at the same time: one a GPU, or one a core."""
-    return max(1, min(units, torch.cuda.device_count() or os.cpu_count() or 1))
+    return max(1, min(units, torch.cuda.device_count() or available_cores()))
 
 
 @contextmanager

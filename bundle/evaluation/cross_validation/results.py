@@ -7,25 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.evaluation.cases import COLUMNS, read_cases
+from bundle.evaluation.cases import picture_of, read_cases, write_cases
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Workflow
-from bundle.evaluation.report_page import (
-    METRICS,
-    NAMES,
-    Agreement,
-    Score,
-    organs_of,
-    other_metrics,
-    quality_agreements,
-    summary,
-    write_report,
-)
-from bundle.files import write_csv, written_whole
+from bundle.evaluation.report_page import write_report
+from bundle.evaluation.scores import NAMES, dice_table, markdown, metrics_table, numbers, quality_table
+from bundle.files import written_whole
 from bundle.provenance import changes, digest, file_records, versions
 
 
 def described_by(workflow: Workflow, scans: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
-    """Return what a cross-validation was made with: settings that must not change, and what is good to know."""
+    """Return what a cross-validation was made with: settings that must not change, and what a reader sees of it."""
     data = file_records(scan[key] for scan in scans for key in sorted(scan))
     settings = {
         "method": method,
@@ -33,7 +24,12 @@ def described_by(workflow: Workflow, scans: Sequence[Mapping[str, Any]], method:
         "data": f"{len(scans)} scans, names and contents {digest(data)}",
         **workflow.settings(),
     }
-    return {"settings": settings, "versions": versions(), "published": workflow.get("published")}
+    return {
+        "settings": settings,
+        "values": workflow.values(),
+        "versions": versions(),
+        "published": workflow.get("published"),
+    }
 
 
 def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
@@ -53,10 +49,6 @@ def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
         )
 
 
-IN_UNITS = ("hd95_mm", "fp_outside_ml", "seconds")
-"""Metrics that are printed in their own units; the others are shares, printed times 100."""
-
-
 def write_results(
     roots: Sequence[Path], folder: Path, title: str, settings: Mapping[str, str], with_pictures: bool = True
 ) -> None:
@@ -69,23 +61,24 @@ def write_results(
         settings: What the report says of configuration.
         with_pictures: Whether the report shows best, median and worst cases.
     """
-    folders = {path.parent: read_cases(path) for root in roots for path in _tables(root)}
-    cases = [case for found in folders.values() for case in found]
+    described = [json.loads((root / "settings.json").read_text(encoding="utf-8")) for root in roots]
+    names = _told_apart(roots, [(one["settings"]["method"], one["settings"].get("setting")) for one in described])
+    cases: list[dict[str, str]] = []
+    pictures: dict[tuple[str, ...], Path] = {}
+    for root, method in zip(roots, names, strict=True):
+        for path in _tables(root):
+            found = [case | {"method": method} for case in read_cases(path)]
+            cases += found
+            pictures |= {_key(case): picture_of(path.parent, case) for case in found}
     if not cases:
         print("no unit is finished: there is no table yet", flush=True)
         return
-    described = [json.loads((root / "settings.json").read_text()) for root in roots]
     published = {setting: dice for one in described for setting, dice in (one["published"] or {}).items()}
     made_with = {name: value for one in described for name, value in one["versions"].items()}
-    pictures = {
-        _key(case): source / "overlays" / f"{case['scan']}_{case['organ']}.png"
-        for source, found in folders.items()
-        for case in found
-    }
-    table = markdown_table(cases, published)
-    write_csv(folder / "cases.csv", [COLUMNS, *([case[column] for column in COLUMNS] for case in cases)])
+    text = markdown_tables(cases, published)
+    write_cases(folder / "cases.csv", cases)
     with written_whole(folder / "table.md") as unfinished:
-        unfinished.write_text(table)
+        unfinished.write_text(text, encoding="utf-8")
     write_report(
         folder / "report.html",
         cases,
@@ -94,61 +87,22 @@ def write_results(
         published=published,
         picture_of=(lambda case: pictures[_key(case)]) if with_pictures else None,
     )
-    print(f"{table}\n{len(cases)} cases: cases.csv, table.md and report.html in {folder}", flush=True)
+    print(f"{text}\n{len(cases)} cases: cases.csv, table.md and report.html in {folder}", flush=True)
 
 
-def markdown_table(cases: Sequence[Mapping[str, str]], published: Mapping[str, Mapping[str, float]]) -> str:
-    """Return tables as Markdown: Dice x 100 beside the published numbers, then all other metrics.
-
-    Their numbers are means of the folds' means and, if there are several, their standard deviation. A third table, if
-    any case has a quality, says how well that ranks the cases by Dice.
-    """
-    organs = organs_of(cases)
-    dice = [["Dice x 100", "setting, protocol", *organs, "mean", "folds x seeds", "cases (missed, absent)"]]
-    for line in summary(cases, published):
-        sign = "+" if line.kind == "difference" else ""
-        found = line.counts
-        of = ["", ""] if found is None else [str(found.units), f"{found.used} ({found.missed}, {found.absent})"]
-        dice.append([line.name, line.detail, *(_cell(score, 100, sign) for score in line.scores), *of])
-    others = [["method", "setting", "protocol", "organ", *METRICS[1:]]]
-    for series, lines in other_metrics(cases):
-        for line in lines:
-            cells = [_cell(s, 1 if n in IN_UNITS else 100) for n, s in zip(METRICS[1:], line.scores, strict=True)]
-            others.append([*series, line.name, *cells])
-    tables = [dice, others, *_quality_tables(cases)]
-    return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in _ruled(table)) for table in tables)
+def markdown_tables(cases: Sequence[Mapping[str, str]], published: Mapping[str, Mapping[str, float]]) -> str:
+    """Return tables as Markdown: Dice x 100 beside the published numbers, all other metrics, and how quality ranks."""
+    table = numbers(cases)
+    tables = [dice_table(table, published), metrics_table(table), quality_table(table)]
+    return "\n".join(markdown(one) for one in tables if len(one))
 
 
-def _quality_tables(cases: Sequence[Mapping[str, str]]) -> list[list[list[str]]]:
-    """Return one table of how quality agrees with Dice, or none."""
-    rows = []
-    for series, agreements in quality_agreements(cases):
-        rows.append([*series, "Spearman (cases)", *map(_correlation, agreements)])
-        rows.append([*series, "worst quarter found x 100 (by chance)", *map(_found, agreements)])
-    header = ["method", "setting", "protocol", "quality against Dice", *organs_of(cases), "all organs"]
-    return [[header, *rows]] if rows else []
-
-
-def _correlation(agreement: Agreement) -> str:
-    number = "-" if agreement.correlation is None else f"{agreement.correlation:.2f}"
-    return f"{number} ({agreement.cases})"
-
-
-def _found(agreement: Agreement) -> str:
-    if agreement.found is None or agreement.chance is None:
-        return "-"
-    return f"{100 * agreement.found:.1f} ({100 * agreement.chance:.1f})"
-
-
-def _cell(score: Score | None, factor: float, sign: str = "") -> str:
-    if score is None:
-        return "-"
-    spread = "" if score.deviation is None else f" ± {factor * score.deviation:.1f}"
-    return f"{factor * score.mean:{sign}.1f}{spread}"
-
-
-def _ruled(table: list[list[str]]) -> list[list[str]]:
-    return [table[0], ["---"] * len(table[0]), *table[1:]]
+def _told_apart(roots: Sequence[Path], methods: Sequence[tuple[str, Any]]) -> list[str]:
+    """Return what methods are called: with the folder's name where two of a setting have the same."""
+    return [
+        f"{method[0]}, {root.resolve().name}" if methods.count(method) > 1 else method[0]
+        for root, method in zip(roots, methods, strict=True)
+    ]
 
 
 def _tables(root: Path) -> list[Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from monai.bundle import ConfigParser
 
 from bundle.command_line.checks import refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_path
+from bundle.files import safe_name
 from bundle.provenance import file_record
 
 PROTOCOLS = ("paper", "volume")
@@ -22,7 +26,18 @@ EVALUATE = str(ROOT / "configs" / "evaluate.yaml")
 NOT_SETTINGS = (
     *("bundle_root", "output_dir", "cache_dir", "ckpt_dir", "dataset_dir", "device", "num_workers", "resume"),
     *("fold", "seed", "protocol", "test_organs", "val_interval", "checkpoint_interval"),
-    *("keep_interval", "published", "dataset_name", "method", "group", "phantom", "imports", "initialize", "_meta_"),
+    *(
+        "keep_interval",
+        "published",
+        "dataset_name",
+        "method",
+        "group",
+        "steps",
+        "phantom",
+        "imports",
+        "initialize",
+        "_meta_",
+    ),
 )
 """Keys that may differ between two starts of one cross-validation: they change no result, or each unit has its own."""
 
@@ -37,6 +52,7 @@ class Unit:
         organs: Names and ids of the organs that are evaluated.
         fold: Which scans are held out.
         seed: Of the training.
+        scans: How many scans each evaluation segments.
     """
 
     root: Path
@@ -44,6 +60,7 @@ class Unit:
     organs: Mapping[str, int]
     fold: int
     seed: int
+    scans: int = 0
 
     @property
     def name(self) -> str:
@@ -53,12 +70,26 @@ class Unit:
     @property
     def folder(self) -> Path:
         """Where the unit's files go."""
-        return self.root / self.group / f"fold_{self.fold}" / f"seed_{self.seed}"
+        return self.root / safe_name(self.group) / f"fold_{self.fold}" / f"seed_{self.seed}"
 
     @property
     def done(self) -> bool:
         """Whether all tables of the unit are there; each is written at the end, whole."""
         return all((self.folder / protocol / "cases.csv").is_file() for protocol in PROTOCOLS)
+
+    @property
+    def step(self) -> int:
+        """The last step that the training's log tells."""
+        log = self.folder / "log" / "training.csv"
+        last = log.read_text(encoding="utf-8").rstrip().rsplit("\n", 1)[-1] if log.is_file() else ""
+        step = last.split(",")[0]
+        return int(step) if step.isdigit() else 0
+
+    @property
+    def segmented(self) -> int:
+        """How many masks the evaluations have written."""
+        masks = (len(list((self.folder / protocol / "masks").glob("*.nii.gz"))) for protocol in PROTOCOLS)
+        return sum(min(count, self.scans) for count in masks)
 
 
 class Workflow:
@@ -109,6 +140,24 @@ class Workflow:
         """Steps of one training."""
         return 0 if self.untrained or self.weights_of else int(self.get("max_epochs")) * int(self.get("epoch_length"))
 
+    @property
+    def trained_steps(self) -> int | None:
+        """Steps of the training whose weights are evaluated; ``None`` if they are not known."""
+        if self.weights_of is None:
+            return self.steps
+        path = self.weights_of / "settings.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
+        numbers = [str(settings.get(key)) for key in ("max_epochs", "epoch_length")]
+        return math.prod(map(int, numbers)) if all(number.isdigit() for number in numbers) else None
+
+    def values(self) -> dict[str, str]:
+        """Return the settings for a reader: values in place of expressions, nothing that refers to another part."""
+        config = self.evaluation.get()
+        expressions = [key for key, value in config.items() if str(value).startswith("$") and key not in NOT_SETTINGS]
+        values = {key: str(self.evaluation.get_parsed_content(key)) for key in expressions}
+        plain = {key: value for key, value in self.settings().items() if not set("$@%") & set(value)}
+        return plain | {key: value for key, value in values.items() if os.sep not in value}
+
     def commands(self, unit: Unit, cache_dir: Path, method: str) -> Iterator[list[str]]:
         """Return what a unit runs, one command after the other; what is done already is left out."""
         own: dict[str, Any] = {"fold": unit.fold, "seed": unit.seed, "cache_dir": str(cache_dir)}
@@ -123,10 +172,11 @@ class Workflow:
         elif self.get("statistics") == "training_set":  # a step that learns nothing leaves the intensities' numbers
             yield self._training({**training, "max_epochs": 1, "epoch_length": 1, "learning_rate": 0.0})
         evaluated = {**own, "organs": dict(unit.organs), "ckpt_dir": str(trained), "method": method}
+        evaluated["steps"] = self.trained_steps
         if self.untrained:
             # evaluate.yaml leaves the start's weights out, since the trained ones replace them.
-            start = {key: value for key, value in _flat(self.parser.get()) if key == "network_def::encoder::weights"}
-            evaluated |= {"checkpoint": None, **{key.replace("::", "#"): value for key, value in start.items()}}
+            start = self.parser.get_parsed_content("network_def::encoder::weights")
+            evaluated |= {"checkpoint": None, "network_def#encoder#weights": start}
         for protocol in PROTOCOLS:
             folder = unit.folder / protocol
             if not (folder / "cases.csv").is_file():
@@ -136,6 +186,14 @@ class Workflow:
     def _training(self, keys: Mapping[str, Any]) -> list[str]:
         of_training = {key: value for key, value in self.keys.items() if _top(key) in self.parser.get()}
         return _command("training", self.files, {**of_training, **keys})
+
+
+def method_name(configs: Sequence[str], untrained: bool = False, weights_of: Path | None = None) -> str:
+    """Return what a table calls a method that was given no name: its presets, and where its weights come from."""
+    presets = [Path(name).stem.removeprefix("preset_") for name in configs if "preset_" in name]
+    start = "untrained" if untrained else f"weights of {weights_of.resolve().name}" if weights_of else ""
+    words = [word.replace("_", " ") for word in (*presets, start) if word]
+    return f"ALPNet ({', '.join(words)})" if words else "ALPNet"
 
 
 def _command(run_id: str, files: Sequence[str], keys: Mapping[str, Any]) -> list[str]:

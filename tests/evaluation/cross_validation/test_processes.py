@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -32,17 +31,47 @@ def test_nothing_runs_after_a_command_that_failed(tmp_path: Path) -> None:
     assert "never" not in (tmp_path / "log.txt").read_text()
 
 
-def test_cores_and_gpus_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SHOW = python("import os; print(os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'))")
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("bundle.evaluation.cross_validation.processes.available_cores", lambda: 8)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_cores_and_gpus_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    show = python("import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])")
-    Processes().run_all(iter([show]), tmp_path, slot=3, jobs=4)
+    Processes().run_all(iter([SHOW]), tmp_path, slot=3, jobs=4)
     assert (tmp_path / "log.txt").read_text() == "2 1\n"
     assert default_jobs(units=5) == 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert default_jobs(units=5) == 5
     assert default_jobs(units=10) == 8
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("given", "seen"), [("4,6", ["4", "6", "4"]), ("GPU-8932, GPU-5555", ["GPU-8932", "GPU-5555", "GPU-8932"])]
+)
+def test_units_share_the_gpus_that_the_cluster_gave(
+    given: str, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for slot in range(3):
+        Processes().run_all(iter([SHOW]), tmp_path, slot, jobs=3)
+    assert (tmp_path / "log.txt").read_text().splitlines() == [f"2 {gpu}" for gpu in seen]
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_the_only_gpu_stays_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    Processes().run_all(iter([SHOW]), tmp_path, slot=1, jobs=2)
+    assert (tmp_path / "log.txt").read_text() == "4 7\n"
 
 
 def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,24 @@
-"""The tables of a cross-validation as Markdown: quality beside Dice, of every method that has it."""
+"""The tables of a cross-validation as Markdown, and what methods are called in them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from bundle.evaluation.cross_validation.results import markdown_table
-from tests.evaluation.test_report_page import CASES, FIVE, rated, scans
+import pytest
+
+from bundle.evaluation.cases import read_cases, write_cases
+from bundle.evaluation.cross_validation.results import markdown_tables, write_results
+from tests.evaluation.test_scores import CASES, FIVE, rated, scans
 
 
 def tables(cases: Sequence[Any]) -> list[list[list[str]]]:
     """The cells of each table."""
     return [
         [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-        for table in markdown_table(cases, {}).split("\n\n")
+        for table in markdown_tables(cases, {}).split("\n\n")
     ]
 
 
@@ -37,10 +42,36 @@ def test_every_method_with_quality_is_compared_beside_those_without() -> None:
 
 def test_the_quality_itself_is_one_of_the_metrics() -> None:
     _, others, _ = tables(rated("liver", *FIVE))
-    assert others[2][others[0].index("quality")] == "71.0"
+    assert others[2][others[0].index("quality x 100")] == "71.0"
 
 
 def test_without_quality_there_is_no_table_of_it() -> None:
     older = [{name: value for name, value in case.items() if name != "quality"} for case in CASES]
     assert len(tables(CASES)) == 2
     assert tables(older) == tables(CASES)
+
+
+def test_a_name_with_a_bar_stays_in_its_cell() -> None:
+    dice, *_ = tables(scans("liver", "0", 0.5, method="a|b\nc"))
+    assert dice[2][0] == "a&#124;b c"
+
+
+def finished(root: Path, method: str, setting: int = 1) -> Path:
+    """Write what a cross-validation of one unit leaves."""
+    described = {"settings": {"method": method, "setting": setting}, "versions": {}, "published": None}
+    folder = root / "fold_0" / "seed_7" / "paper"
+    write_cases(folder / "cases.csv", [case | {"support": "", "steps": ""} for case in scans("liver", "0", 0.5)])
+    (root / "settings.json").write_text(json.dumps(described))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("methods", "called"),
+    [(["ALPNet", "plain"], ["ALPNet", "plain"]), (["ALPNet", "ALPNet"], ["ALPNet, first", "ALPNet, second"])],
+)
+def test_methods_of_one_name_are_told_apart_by_their_folders(
+    methods: list[str], called: list[str], tmp_path: Path
+) -> None:
+    roots = [finished(tmp_path / name, method) for name, method in zip(("first", "second"), methods, strict=True)]
+    write_results(roots, tmp_path / "both", "Both", {})
+    assert [case["method"] for case in read_cases(tmp_path / "both" / "cases.csv")] == called

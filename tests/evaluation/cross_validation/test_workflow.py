@@ -9,7 +9,7 @@ import pytest
 from fire.parser import DefaultParseValue
 
 from bundle.evaluation.cases import COLUMNS
-from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow
+from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import write_csv
 
 CHAOS = ["data_chaos_t2", "preset_fast_cpu"]
@@ -151,3 +151,52 @@ def test_a_config_that_is_not_there_is_refused() -> None:
 
 def test_protocols_are_those_of_the_inferer() -> None:
     assert set(PROTOCOLS) == {"paper", "volume"}
+
+
+@pytest.mark.parametrize(
+    ("configs", "choices", "name"),
+    [
+        (["data_chaos_t2"], {}, "ALPNet"),
+        (CHAOS, {}, "ALPNet (fast cpu)"),
+        (["data_chaos_t2", "my/preset_annotate_one.yaml"], {"untrained": True}, "ALPNet (annotate one, untrained)"),
+        (CHAOS, {"weights_of": Path("runs/first")}, "ALPNet (fast cpu, weights of first)"),
+    ],
+)
+def test_a_method_without_a_name_is_called_by_its_presets_and_weights(
+    configs: list[str], choices: dict[str, Any], name: str
+) -> None:
+    assert method_name(configs, **choices) == name
+
+
+def test_evaluations_are_told_the_steps_of_their_weights(tmp_path: Path) -> None:
+    def steps(workflow: Workflow) -> str:
+        return commands(workflow, unit(tmp_path))[-1]["--steps"]
+
+    assert steps(made(max_epochs=2, epoch_length=15)) == "30"
+    assert steps(made(untrained=True)) == "0"
+    other = Workflow(CHAOS, {"dataset_dir": "scans"}, 1, untrained=False, weights_of=tmp_path)
+    assert steps(other) == "$None"
+    (tmp_path / "settings.json").write_text('{"settings": {"max_epochs": "100", "epoch_length": "1000"}}')
+    assert steps(other) == "100000"
+
+
+def test_a_group_leads_to_no_other_folder(tmp_path: Path) -> None:
+    assert unit(tmp_path, "../../x").folder.parents[2] == tmp_path
+    assert unit(tmp_path, "upper").folder == tmp_path / "upper" / "fold_3" / "seed_7"
+
+
+def test_a_unit_tells_its_steps_and_the_scans_that_both_evaluations_segmented(tmp_path: Path) -> None:
+    one = Unit(tmp_path, "", {"liver": 1}, fold=3, seed=7, scans=2)
+    assert (one.step, one.segmented) == (0, 0)
+    write_csv(one.folder / "log" / "training.csv", [["step", "loss"], ["20", "0.5"], ["40", "0.4"]])
+    for place in ("paper/masks/a.nii.gz", "paper/masks/b.nii.gz", "volume/masks/a.nii.gz"):
+        (one.folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (one.folder / place).touch()
+    assert (one.step, one.segmented) == (40, 3)
+
+
+def test_a_reader_is_shown_values_in_place_of_expressions() -> None:
+    values = made(max_epochs=3).values()
+    assert values["max_epochs"] == "3"
+    assert values["slice_size"] == "[256, 256]"
+    assert not [value for value in values.values() if set("$@") & set(value)]

@@ -1,0 +1,230 @@
+"""Scores: cases -> means of units -> tables of text, the same ones on the report page and in Markdown.
+
+A unit is a fold with a seed. A series is a method in a setting under a protocol. Scans are averaged within a unit
+first, so that a large fold weighs as much as a small one; mean ± standard deviation is over the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import pandas as pd
+from pandas import DataFrame
+
+SERIES = ["method", "setting", "protocol"]
+UNIT = ["fold", "seed"]
+
+NAMES = ("dataset", "method", "setting", "group", "protocol", "organ", "scan", "fold", "seed", "support")
+"""The columns that tell a case from all others."""
+
+METRICS = {
+    "dice": ("Dice x 100", 100),
+    "nsd": ("NSD x 100", 100),
+    "hd95_mm": ("HD95, mm", 1),
+    "precision": ("precision x 100", 100),
+    "recall": ("recall x 100", 100),
+    "fp_outside_ml": ("false positive outside, ml", 1),
+    "quality": ("quality x 100", 100),
+    "seconds": ("seconds per scan", 1),
+}
+"""The columns of numbers that are averaged, what tables call them, and what they are multiplied by there."""
+
+STEPS = "steps"
+"""The column of training steps, empty where they are not known."""
+
+MEAN = "mean"
+NONE = "-"
+
+Case = Mapping[str, str]
+Series = tuple[str, str, str]
+
+
+def numbers(cases: Sequence[Case]) -> DataFrame:
+    """Return the rows of ``cases.csv`` as a table: metrics as numbers, NaN where a case has none."""
+    table = DataFrame([dict(case) for case in cases])
+    values = table.reindex(columns=list(METRICS)).apply(pd.to_numeric, errors="coerce")
+    return table.reindex(columns=[*NAMES, STEPS, "status", "nsd_tolerance_mm"]).join(values)
+
+
+def series_of(cases: DataFrame) -> list[Series]:
+    """Return the series: settings, within them methods, within them protocols, each in the order they come in."""
+    found = set(cases[SERIES].itertuples(index=False, name=None))
+    methods, settings, protocols = (cases[column].unique() for column in SERIES)
+    return [one for s in settings for m in methods for p in protocols if (one := (m, s, p)) in found]
+
+
+def of_series(cases: DataFrame, series: Series) -> DataFrame:
+    """Return the cases of a series."""
+    return cases[(cases[SERIES] == list(series)).all(axis=1)]
+
+
+def unit_means(cases: DataFrame) -> DataFrame:
+    """Average each organ's scans within each unit of a series; NaN takes no part.
+
+    Returns:
+        A row for each organ, fold and seed, a column for each metric.
+    """
+    return cases.groupby(["organ", *UNIT], sort=False)[list(METRICS)].mean()
+
+
+def scores(cases: DataFrame) -> DataFrame:
+    """Return mean and sample standard deviation (NaN of one unit) over the units of a series.
+
+    Returns:
+        A row for each organ, and one with their mean under ``""``; columns ``(metric, "mean")`` and
+        ``(metric, "std")``. The mean's deviation is that of the units' means over organs; a unit that lacks one of the
+        organs is no part of it.
+    """
+    units = unit_means(cases)
+    by_organ = units.groupby("organ", sort=False).agg(["mean", "std"])
+    whole = {metric: _of_whole_units(units[metric]) for metric in METRICS}
+    mean = {
+        **{(metric, "mean"): by_organ[metric, "mean"].mean() for metric in METRICS},
+        **{(metric, "std"): whole[metric].std() for metric in METRICS},
+    }
+    return pd.concat([by_organ, DataFrame([mean], index=[""])])
+
+
+def _of_whole_units(means: pd.Series) -> pd.Series:
+    organs = means.unstack("organ").dropna(axis=1, how="all")
+    return organs.dropna().mean(axis=1)
+
+
+def counts(cases: DataFrame) -> dict[str, str]:
+    """Count units; cases that Dice is averaged over; of these, with nothing predicted; cases without the organ."""
+    status = cases["status"].value_counts()
+    ok, missed, absent = (int(status.get(name, 0)) for name in ("ok", "missed", "absent"))
+    units = len(cases[UNIT].drop_duplicates())
+    return {"folds x seeds": str(units), "cases (missed, absent)": f"{ok + missed} ({missed}, {absent})"}
+
+
+def dice_table(cases: DataFrame, published: Mapping[str, Mapping[str, float]] | None = None) -> DataFrame:
+    """Tabulate Dice x 100: a row for each series, and the published numbers beside.
+
+    Args:
+        cases: Of one dataset.
+        published: Dice x 100 by setting and organ, under the protocol ``paper``.
+
+    Returns:
+        A row for each series. A setting with published numbers starts with these, and its ``paper`` rows are followed
+        by what they differ by; the mean of the difference is over the organs that both have. Every row says how many
+        training steps and scans it is of: a short training is not compared in silence.
+    """
+    cases = _told_apart(cases)
+    organs = list(cases["organ"].unique())
+    rows: list[dict[str, str]] = []
+    for method, setting, protocol in series_of(cases):
+        mine = of_series(cases, (method, setting, protocol))
+        given = pd.Series((published or {}).get(setting, {}), dtype=float).reindex(organs).dropna()
+        paper = {"method": "published", "setting, protocol": f"{setting}, paper", **_with_mean(given)}
+        if len(given) and paper not in rows:
+            rows.append(paper)
+        found = scores(mine)["dice"]
+        cells = {organ or MEAN: cell(found["mean"][organ], found["std"][organ], 100) for organ in found.index}
+        size = {"training steps": _steps(mine), "scans": str(mine["scan"].nunique())}
+        rows.append({"method": method, "setting, protocol": f"{setting}, {protocol}", **cells, **size, **counts(mine)})
+        gains = (100 * found["mean"].reindex(organs) - given.reindex(organs)).dropna()
+        if protocol == "paper" and len(gains):
+            rows.append({"method": f"{method}, difference to published", **_with_mean(gains, sign="+"), **size})
+    columns = ["method", "setting, protocol", *organs, MEAN, "training steps", "scans", *counts(cases)]
+    return DataFrame(rows, columns=columns).fillna(NONE)
+
+
+def _told_apart(cases: DataFrame) -> DataFrame:
+    """Rename organs that are called as another column is."""
+    taken = {"method", "setting, protocol", MEAN, "training steps", "scans", *counts(cases), "all organs", *SERIES}
+    return cases.assign(organ=[f"organ {organ}" if organ in taken else organ for organ in cases["organ"]])
+
+
+def _with_mean(values: pd.Series, sign: str = "") -> dict[str, str]:
+    return {str(organ): cell(value, sign=sign) for organ, value in [*values.items(), (MEAN, values.mean())]}
+
+
+def _steps(cases: DataFrame) -> str:
+    known = [steps for steps in cases[STEPS].dropna().unique() if steps]
+    return " / ".join(f"{int(steps):,}" for steps in known) or NONE
+
+
+def metrics_table(cases: DataFrame) -> DataFrame:
+    """Tabulate all metrics but Dice: the organs of each series, and their mean."""
+    rows = []
+    for series in series_of(cases):
+        mine = of_series(cases, series)
+        found = scores(mine)
+        for organ in found.index:
+            own = mine[mine["organ"] == organ] if organ else mine
+            cells = {
+                name: cell(found[metric, "mean"][organ], found[metric, "std"][organ], by)
+                for metric, (name, by) in METRICS.items()
+                if metric != "dice"
+            }
+            tolerance = {"NSD's tolerance, mm": " / ".join(own["nsd_tolerance_mm"].unique())}
+            rows.append(
+                {**dict(zip(SERIES, series, strict=True)), "organ": organ or MEAN, **cells, **tolerance, **counts(own)}
+            )
+    return DataFrame(rows)
+
+
+def quality_table(cases: DataFrame) -> DataFrame:
+    """Tabulate how well the network's own estimate of quality ranks the cases by Dice, without regard to units.
+
+    Returns:
+        Two rows for each series that has cases with both: Spearman's rank correlation (and the number of cases), and
+        the share of the worst quarter by Dice that is in the lowest quarter by quality (and what chance would find). A
+        missed organ counts with Dice 0. A quarter of n cases is ceil(n / 4); of equal cases the first come first.
+    """
+    cases = _told_apart(cases)
+    rated = cases.dropna(subset=["dice", "quality"])
+    rows = []
+    for series in series_of(rated) if len(rated) else []:
+        mine = of_series(rated, series)
+        parts = {organ: mine[mine["organ"] == organ] for organ in cases["organ"].unique()} | {"all organs": mine}
+        head = dict(zip(SERIES, series, strict=True))
+        rows.append(
+            {**head, "quality against Dice": "Spearman (cases)", **{o: _correlation(p) for o, p in parts.items()}}
+        )
+        name = "worst quarter found x 100 (by chance)"
+        rows.append({**head, "quality against Dice": name, **{o: _worst_found(p) for o, p in parts.items()}})
+    return DataFrame(rows)
+
+
+def _can_be_ranked(cases: DataFrame) -> bool:
+    return len(cases) >= 3 and cases["dice"].nunique() > 1 and cases["quality"].nunique() > 1
+
+
+def _correlation(cases: DataFrame) -> str:
+    found = f"{cases['dice'].corr(cases['quality'], method='spearman'):.2f}" if _can_be_ranked(cases) else NONE
+    return f"{found} ({len(cases)})"
+
+
+def _worst_found(cases: DataFrame) -> str:
+    if not _can_be_ranked(cases):
+        return NONE
+    quarter = ceil(len(cases) / 4)
+    worst, lowest = (cases[name].nsmallest(quarter).index for name in ("dice", "quality"))
+    return f"{100 * len(worst.intersection(lowest)) / quarter:.1f} ({100 * quarter / len(cases):.1f})"
+
+
+def telling_cases(cases: DataFrame) -> list[tuple[str, DataFrame]]:
+    """Name the best, the median (of two in the middle the worse) and the worst case by Dice, no case twice."""
+    ranked = cases.dropna(subset=["dice"]).sort_values("dice", kind="stable")
+    places = {"best": len(ranked) - 1, "median": (len(ranked) - 1) // 2, "worst": 0}
+    if len(ranked) < 3:
+        places = {"best": 1, "worst": 0} if len(ranked) == 2 else {"only case": 0} if len(ranked) else {}
+    return [(rank, ranked.iloc[[place]]) for rank, place in places.items()]
+
+
+def cell(mean: float, deviation: float = float("nan"), factor: float = 1, sign: str = "") -> str:
+    """Spell a mean and its deviation, where it has one, with one decimal."""
+    if pd.isna(mean):
+        return NONE
+    return f"{factor * mean:{sign}.1f}" + ("" if pd.isna(deviation) else f" ± {factor * deviation:.1f}")
+
+
+def markdown(table: DataFrame) -> str:
+    """Return a table of text as Markdown; a bar or a line break within a cell is none of the table's."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join(
+        f"| {' | '.join(str(text).replace('|', '&#124;').replace(chr(10), ' ') for text in row)} |\n" for row in rows
+    )
