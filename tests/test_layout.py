@@ -31,7 +31,7 @@ ALLOWED = {
     "monai_label": {"data", "inference", "keys", "transforms"},
     "benchmark": {"command_line", "data", "evaluation", "files", "inference", "keys", "monai_label", "networks"}
     | {"transforms"},
-    "__main__": set(),
+    "__main__": {"command_line"},
 }
 
 

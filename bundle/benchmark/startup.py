@@ -18,7 +18,7 @@ from bundle.command_line.configs import parsed
 
 ROADS = {
     "python -m monai.bundle, annotated scan": {"module": "monai.bundle"},
-    "python -m bundle, its prototypes": {"module": "bundle.__main__"},
+    "python -m bundle, its prototypes": {"module": "bundle.command_line.quick_monai"},
 }
 """What is imported first, of the slowest and of the fastest way to start."""
 

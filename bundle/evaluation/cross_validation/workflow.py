@@ -12,8 +12,9 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.command_line.checks import refuse_unknown_keys
-from bundle.command_line.configs import ROOT, config_path
+from bundle.command_line.command import refuse_unknown_keys, refuse_unknown_parts
+from bundle.command_line.configs import ROOT, config_paths
+from bundle.command_line.values import check_literals
 
 PROTOCOLS = ("paper", "volume")
 
@@ -85,11 +86,14 @@ class Workflow:
     ) -> None:
         if untrained and weights_of is not None:
             raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
-        self.files = [str(config_path(name)) for name in ("train.yaml", *configs)]
+        paths = config_paths("train", configs)
+        self.files = [str(path) for path in paths]
         self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
         self.untrained = untrained
         self.weights_of = weights_of
-        refuse_unknown_keys(["--config_file", str([*self.files, EVALUATE]), *_as_words(self.keys)])
+        refuse_unknown_keys([*paths, Path(EVALUATE)], self.keys)
+        check_literals(self.keys)
+        refuse_unknown_parts([*paths, Path(EVALUATE)], self.keys)
         self.parser = _parsed(self.files, self.keys)
         self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import fire
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from bundle.command_line.checks import in_one_sentence, refuse_counts, switch
+from bundle.command_line.checks import refuse_counts, switch
 from bundle.data.exclusion import checked_setting
 from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
@@ -38,9 +37,9 @@ NUM_FOLDS = 5
 class CrossValidation:
     r"""Cross-validation: every row of a table in one command.
 
-    python -m bundle.evaluation.cross_validation run --configs data_chaos_t2,preset_fast_cpu \
+    python -m bundle cross_validation run --configs data_chaos_t2,preset_fast_cpu \
         --dataset_dir <dir> --output_dir <dir>
-    python -m bundle.evaluation.cross_validation compare --runs <dir>,<dir> --output_dir <dir>
+    python -m bundle cross_validation compare --runs <dir>,<dir> --output_dir <dir>
     """
 
     def run(
@@ -99,7 +98,7 @@ class CrossValidation:
             lines = "\n  ".join(f"{unit.name}: see {unit.folder / 'log.txt'}" for unit in failed)
             raise ValueError(
                 f"{len(failed)} of {len(units)} units failed; the others are done, and are in the tables:\n  {lines}\n"
-                "Mend the cause and give the same command again."
+                "Fix the cause and rerun the command."
             )
 
     def compare(
@@ -230,8 +229,3 @@ def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[
     if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise ValueError(f"folds and seeds must be whole numbers, such as 0 or [0,1], got {value!r}.")
     return list(dict.fromkeys(numbers))
-
-
-if __name__ == "__main__":
-    with in_one_sentence():
-        fire.Fire(CrossValidation, name="bundle.evaluation.cross_validation")

@@ -1,4 +1,4 @@
-"""``python -m bundle.benchmark``: how fast and how large this bundle is on a machine, on made-up scans.
+"""``python -m bundle benchmark``: how fast and how large this bundle is on a machine, on made-up scans.
 
     inference    seconds of a scan, beside the original way to evaluate and the encoder alone
     memory       peak memory of an inference against the slices of the scan
@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 
 from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results
 from bundle.benchmark.results import Result
-from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_missing_device, switch
+from bundle.command_line.checks import refuse_counts, refuse_missing_device, switch
 
 Numbers = int | Sequence[int] | None
 Names = str | Sequence[str] | None
@@ -37,9 +36,9 @@ Names = str | Sequence[str] | None
 class Benchmark:
     """Measure this bundle on this machine.
 
-    python -m bundle.benchmark all
-    python -m bundle.benchmark all --quick
-    python -m bundle.benchmark inference --encoders resnet18,resnet101 --organs 1,4,13 --support_scans 1,8
+    python -m bundle benchmark all
+    python -m bundle benchmark all --quick
+    python -m bundle benchmark inference --encoders resnet18,resnet101 --organs 1,4,13 --support_scans 1,8
 
     Args:
         output_dir: Where results.csv, table.md and plot.png go.
@@ -207,8 +206,3 @@ def _names(given: Names, default: Any, what: str, known: Any = None) -> list[str
     names = list(default) if given is None else given.split(",") if isinstance(given, str) else list(given)
     refuse_unknown(what, names, default if known is None else known)
     return list(dict.fromkeys(names))
-
-
-if __name__ == "__main__":
-    with in_one_sentence():
-        fire.Fire(Benchmark, name="bundle.benchmark")
