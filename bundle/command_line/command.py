@@ -44,7 +44,8 @@ def check_command(argv: Sequence[str] | None = None) -> None:
         argv: The command's words, the program first; ``None`` takes this process's.
 
     Raises:
-        ValueError: If a key is unknown, at the top or in a part of the config; the message names the nearest known one.
+        ValueError: If a key is unknown, at the top or in a part of the config, or set to a null that MONAI ignores; the
+            message names the nearest known one.
     """
     if argv is None and not is_command():
         return
@@ -54,6 +55,7 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     files = _config_files(keys.get("config_file"))
     if files:  # else not started by a command with a config
         refuse_unknown_keys(files, keys, RUN_ARGUMENTS)
+        _refuse_lost_nulls(keys)
         refuse_unknown_parts(files, {key: value for key, value in keys.items() if key not in RUN_ARGUMENTS})
 
 
@@ -69,7 +71,7 @@ def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further:
         further: Other known names.
 
     Raises:
-        ValueError: If a file cannot be read, there is an unknown key, or one is set to a null that MONAI ignores.
+        ValueError: If a file cannot be read, or there is an unknown key.
     """
     configs = [read_config(path) for path in files]
     names = [{_top(key) for key in config} for config in configs]
@@ -78,12 +80,6 @@ def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further:
     known = {*further, *_references(texts), *names[0]}
     known = known.union(*(mine for mine, ours in zip(names, shipped, strict=True) if ours))
     _refuse({_top(key) for key in keys} - known, known, "the command")
-    for key, value in keys.items():
-        if str(value) in ("null", "None"):
-            raise ValueError(
-                f"--{key} {value} does not set null: MONAI reads a word, or ignores it. "
-                f"Write --{key} '$None', in quotes."
-            )
     for path, mine in zip(files, names, strict=True):
         _refuse(mine - known, known, str(path))
 
@@ -101,6 +97,14 @@ def refuse_unknown_parts(files: Sequence[Path], keys: Mapping[str, Any]) -> None
     from bundle.command_line.parts import check_components, merged  # here, since it imports MONAI
 
     check_components(merged(files, keys))
+
+
+def _refuse_lost_nulls(keys: Mapping[str, Any]) -> None:
+    for key, value in keys.items():
+        if value is None:
+            raise ValueError(
+                f"--{key} null does not set null: MONAI reads a word, or ignores it. Write --{key} '$None', in quotes."
+            )
 
 
 def _refuse(unknown: Iterable[str], known: Iterable[str], place: str) -> None:

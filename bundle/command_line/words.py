@@ -26,7 +26,7 @@ class Words:
     Attributes:
         plain: Words that belong to no key.
         keys: Keys with their values; hyphens in names are underscores.
-        bare: Keys that were given without a value: ``True`` stands in ``keys``.
+        bare: Keys that were given without a value: ``True`` stands in ``keys``, ``False`` for ``--no<key>``.
     """
 
     plain: tuple[Any, ...]
@@ -34,8 +34,12 @@ class Words:
     bare: frozenset[str]
 
 
+YAML = {"null": None, "true": True, "false": False}
+"""Words that configs have, and that Fire takes for texts."""
+
+
 def read_words(words: Sequence[str]) -> Words:
-    """Read the words of a command; numbers, lists and mappings become values.
+    """Read the words of a command; numbers, lists and mappings become values, as do ``null``, ``true`` and ``false``.
 
     Raises:
         ValueError: If a word is ``-`` or ``--``, which Fire would take for itself.
@@ -44,8 +48,11 @@ def read_words(words: Sequence[str]) -> Words:
         raise ValueError(f"{lone[0]!r} belongs to no key. Write --key value, without a space after the hyphens.")
     taken: list[Words] = []
 
-    def take(*plain: Any, **keys: Any) -> None:
-        taken.append(Words(plain, keys, frozenset(_bare(words))))
+    def take(*plain: Any, **typed: Any) -> None:
+        keys = {key: YAML.get(value, value) if isinstance(value, str) else value for key, value in typed.items()}
+        # Fire reads --noresume as --resume False.
+        bare = (key if key in keys else key.removeprefix("no") for key in _bare(words))
+        taken.append(Words(plain, keys, frozenset(bare)))
 
     fire.Fire(take, command=list(words), name="bundle")
     return taken[0]

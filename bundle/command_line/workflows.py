@@ -56,10 +56,12 @@ class Workflow:
         Raises:
             ValueError: If the command or a config is wrong, before any work.
         """
-        keys = _given_keys(name, read_words(words))
+        given = read_words(words)
+        keys = _given_keys(name, given)
         overrides = config_paths(keys.pop("data", None), keys.pop("configs", None))
         files = [*config_paths(self.first), *overrides, *config_paths(self.last)]
         refuse_unknown_keys(files, keys, TAKEN_BY_MONAI)
+        refuse_bare(given.bare)
         check_literals({key: value for key, value in keys.items() if key != "device"})
         set_by_files = {key for path in overrides for key in read_config(path)}
         # Of a command from any folder, what is read lies beside the package and what is written in the working folder.
@@ -81,7 +83,7 @@ def _given_keys(name: str, words: Words) -> dict[str, Any]:
         raise ValueError(
             f"{str(words.plain[0])!r} belongs to no key. Write --key value, such as --dataset_dir <folder>."
         )
-    refuse_bare(words.bare)
+    refuse_bare(words.bare & {"data", "configs", "args_file"})
     keys = dict(words.keys)
     if "args_file" in keys:
         keys = read_config(Path(str(keys.pop("args_file")))) | keys

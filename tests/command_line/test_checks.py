@@ -232,7 +232,7 @@ def test_a_switch_that_is_neither_true_nor_false_is_refused(value: Any) -> None:
 @pytest.mark.parametrize("word", ["null", "None"])
 def test_a_null_that_monai_would_not_take_is_refused(word: str) -> None:
     words = ["run", "--config_file", str(Path(__file__).parents[2] / "configs" / "train.yaml"), "--fold", word]
-    with pytest.raises(ValueError, match=rf"--fold {word} does not set null: .* Write --fold '\$None'"):
+    with pytest.raises(ValueError, match=r"--fold null does not set null: .* Write --fold '\$None'"):
         check_command(words)
 
 

@@ -63,7 +63,7 @@ def folder(network: ALPNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("encoder", "segmenter"):
         for form, ending in (("onnx", "onnx"), ("torchscript", "ts")):
             words = ["--format", form, "--checkpoint", str(folder / "model.pt")]
-            main([part, *words, "--output", str(folder / f"{part}.{ending}")])
+            main(["export", part, *words, "--output", str(folder / f"{part}.{ending}")])
     return folder
 
 

@@ -67,7 +67,7 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
         (["chaos", "--source={s}", "--target={t}", "--part=t1"], "--part must be one of mr, ct, got 't1'."),
         (
             ["chaos", "--source={s}", "--target={t}", "--nopart"],
-            "chaos has no option --nopart. Did you mean --part?",
+            "--part has no value. Write --part <value>.",
         ),
         (["chaos", "--source={s}", "--target={t}", "--arithmetic=old"], "--arithmetic must be one of clean, reference"),
         (["btcv", "--source={s}", "--target={t}", "--part=ct"], "prepare btcv has no option --part."),
