@@ -15,6 +15,7 @@ from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.utils import merge_kv
 
 from bundle.command_line.configs import read_config
+from bundle.command_line.values import KINDS, is_expression
 from bundle.command_line.words import nearest
 
 FREE = ("organs", "groups", "published")
@@ -33,6 +34,7 @@ def merged(files: Sequence[Path], keys: Mapping[str, Any]) -> dict[str, Any]:
     for place, content in [*contents, ("the command", dict(keys))]:
         for key, value in content.items():
             _check_place(parser.get(), key, place, text)
+            _check_replacement(parser, key, value)
             merge_kv(parser, key.replace("#", "::"), value)
     return dict(parser.get())
 
@@ -53,6 +55,19 @@ def _check_place(config: Mapping[str, Any], key: str, place: str, text: str) -> 
             node = node.get(name)
         else:
             raise ValueError(f"{place} sets {key}, but {whole} is {node!r} and has no parts. Set {whole} as a whole.")
+
+
+def _check_replacement(parser: ConfigParser, key: str, value: Any) -> None:
+    """Refuse a number or a text in place of a mapping or a list, where no kind of the table allows it."""
+    name = key.lstrip("+%").replace("#", "::")
+    before = parser.get(name) if name in parser else None
+    if not isinstance(before, dict | list) or isinstance(value, Mapping | list | tuple) or value is None:
+        return
+    if name not in KINDS and not is_expression(value):
+        kind = "mapping" if isinstance(before, dict) else "list"
+        raise ValueError(
+            f"{key} must be a {kind}, as in the config, got {value!r}. Set one of its parts as {key}#name."
+        )
 
 
 def _may_be_new(node: Mapping[str, Any], names: Sequence[str], text: str) -> bool:
@@ -94,5 +109,9 @@ def _arguments(made: Any) -> list[str] | None:
         parameters = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):
         return None
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    return None if takes_any else [one.name for one in parameters if one.kind is not one.POSITIONAL_ONLY]
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return names
+    # What a class of ours does not take by name goes to the class that it extends.
+    above = _arguments(made.__mro__[1]) if inspect.isclass(made) and made.__module__.startswith("bundle.") else None
+    return None if above is None else [*names, *above]
