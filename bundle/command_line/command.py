@@ -16,6 +16,7 @@ from typing import Any
 
 from bundle.command_line.configs import read_config
 from bundle.command_line.errors import is_command
+from bundle.command_line.values import check_literals
 from bundle.command_line.words import nearest, read_words
 
 RUN_ARGUMENTS = {
@@ -49,14 +50,14 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     """
     if argv is None and not is_command():
         return
-    keys = read_words((sys.argv if argv is None else argv)[1:]).keys
+    keys = read_words((sys.argv if argv is None else argv)[1:], texts=True).keys
     if args_file := keys.get("args_file"):
         keys = {**read_config(Path(str(args_file))), **keys}
     files = _config_files(keys.get("config_file"))
     if files:  # else not started by a command with a config
         refuse_unknown_keys(files, keys, RUN_ARGUMENTS)
         _refuse_lost_nulls(keys)
-        refuse_unknown_parts(files, {key: value for key, value in keys.items() if key not in RUN_ARGUMENTS})
+        check_merged(files, {key: value for key, value in keys.items() if key not in RUN_ARGUMENTS})
 
 
 def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further: Iterable[str] = ()) -> None:
@@ -84,24 +85,26 @@ def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further:
         _refuse(mine - known, known, str(path))
 
 
-def refuse_unknown_parts(files: Sequence[Path], keys: Mapping[str, Any]) -> None:
-    """Raise if a part of the merged config, or a key of such a part, is not there.
+def check_merged(files: Sequence[Path], keys: Mapping[str, Any]) -> None:
+    """Raise if a part of the merged config, or a key of such a part, is not there, or a value is of the wrong kind.
 
     Args:
         files: The config files, in order.
         keys: Keys that the command sets; each may be a part, as ``train#trainer#max_epochs``.
 
     Raises:
-        ValueError: If a key leads to no part, or a part's ``_target_`` does not take it.
+        ValueError: If a key leads to no part, a part's ``_target_`` does not take it, or a value breaks its rule.
     """
     from bundle.command_line.parts import check_components, merged  # here, since it imports MONAI
 
-    check_components(merged(files, keys))
+    config = merged(files, keys)
+    check_literals(config)
+    check_components(config)
 
 
 def _refuse_lost_nulls(keys: Mapping[str, Any]) -> None:
     for key, value in keys.items():
-        if value is None:
+        if value in (None, "null"):
             raise ValueError(
                 f"--{key} null does not set null: MONAI reads a word, or ignores it. Write --{key} '$None', in quotes."
             )

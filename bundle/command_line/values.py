@@ -95,6 +95,7 @@ PATHS = Kind(
 )
 SWITCH = Kind("true or false", "true", _is_switch)
 TRUTH = Kind("True or False, with a capital", "True", lambda value: isinstance(value, bool))
+DEVICE = Kind("a name such as cpu or cuda:0", "cpu", lambda value: not isinstance(value, bool | int | float | Mapping))
 ORGANS = Kind("names and different ids above 0", '"{liver: 1, spleen: 2}"', _are_organs)
 NAMES = Kind("a list of names", '"[liver, spleen]"', lambda value: _is_sequence(value, None, _is_text))
 SIZE = Kind(
@@ -141,6 +142,7 @@ KINDS: dict[str, Kind] = {
     "amp": SWITCH,
     "compile": SWITCH,
     "num_workers": FROM_ZERO,
+    "device": DEVICE,
     "val_interval": COUNT,
     "checkpoint_interval": COUNT,
     "keep_interval": FROM_ZERO,
@@ -156,7 +158,7 @@ KINDS: dict[str, Kind] = {
     "prototypes": PATHS.or_null(),
     "prototypes_file": PATH,
     "checkpoint": PATH.or_null(),
-    "parts": COUNT,
+    "num_components": COUNT,
     "precision": _choice("float32", "bfloat16"),
     "slice_batch": COUNT,
     "support_roots": PATHS,
@@ -165,10 +167,10 @@ KINDS: dict[str, Kind] = {
 
 
 def check_values(**values: Any) -> None:
-    """Raise if a key of a config has a value of the wrong kind.
+    """Raise if a key of a config has a value of the wrong kind, or the device is not there.
 
     Args:
-        **values: Keys and their values; those that the table does not have pass. ``device`` must be there, too.
+        **values: Keys and their values; those that the table does not have pass.
 
     Raises:
         ValueError: With the first wrong key, its rule, its value and an example.
@@ -181,13 +183,19 @@ def check_values(**values: Any) -> None:
         refuse_missing_device(values["device"])
 
 
-def check_literals(keys: Mapping[str, Any]) -> None:
-    """Check what a command sets, except what MONAI works out: that is checked when the workflow is initialized.
+def check_literals(config: Mapping[str, Any]) -> None:
+    """Check the keys of a config, except those that MONAI makes or works out.
 
     Raises:
         ValueError: As ``check_values`` does.
     """
-    check_values(**{key: value for key, value in keys.items() if not is_expression(value)})
+    made = {key for key, value in config.items() if is_expression(value) or is_component(value)}
+    check_values(**{key: value for key, value in config.items() if key not in made and key != "device"})
+
+
+def is_component(value: Any) -> bool:
+    """Tell whether MONAI makes an object, or calls a function, of a part of a config."""
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def refuse_bare(keys: Iterable[str]) -> None:

@@ -38,8 +38,12 @@ YAML = {"null": None, "true": True, "false": False}
 """Words that configs have, and that Fire takes for texts."""
 
 
-def read_words(words: Sequence[str]) -> Words:
+def read_words(words: Sequence[str], texts: bool = False) -> Words:
     """Read the words of a command; numbers, lists and mappings become values, as do ``null``, ``true`` and ``false``.
+
+    Args:
+        words: The words.
+        texts: Leave ``null``, ``true`` and ``false`` as texts, as MONAI does.
 
     Raises:
         ValueError: If a word is ``-`` or ``--``, which Fire would take for itself.
@@ -49,7 +53,8 @@ def read_words(words: Sequence[str]) -> Words:
     taken: list[Words] = []
 
     def take(*plain: Any, **typed: Any) -> None:
-        keys = {key: YAML.get(value, value) if isinstance(value, str) else value for key, value in typed.items()}
+        known = {} if texts else YAML
+        keys = {key: known.get(value, value) if isinstance(value, str) else value for key, value in typed.items()}
         # Fire reads --noresume as --resume False.
         bare = (key if key in keys else key.removeprefix("no") for key in _bare(words))
         taken.append(Words(plain, keys, frozenset(bare)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.command_line.command import refuse_unknown_keys, refuse_unknown_parts
+from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_path, config_paths, read_config
 from bundle.command_line.values import check_literals, refuse_bare
 from bundle.command_line.words import Words, read_words
@@ -62,19 +62,23 @@ class Workflow:
         files = [*config_paths(self.first), *overrides, *config_paths(self.last)]
         refuse_unknown_keys(files, keys, TAKEN_BY_MONAI)
         refuse_bare(given.bare)
-        check_literals({key: value for key, value in keys.items() if key != "device"})
-        set_by_files = {key for path in overrides for key in read_config(path)}
-        # Of a command from any folder, what is read lies beside the package and what is written in the working folder.
-        for key, value in {"bundle_root": str(ROOT), "output_dir": "eval"}.items():
-            if key not in set_by_files:
-                keys.setdefault(key, value)
+        check_literals(keys)
+        for key, value in self._places(overrides).items():
+            keys.setdefault(key, value)
         from bundle.command_line.quick_monai import ConfigWorkflow  # here, since MONAI takes seconds
 
-        refuse_unknown_parts(files, {key: value for key, value in keys.items() if key not in TAKEN_BY_MONAI})
+        check_merged(files, {key: value for key, value in keys.items() if key not in TAKEN_BY_MONAI})
         workflow = ConfigWorkflow([str(path) for path in files], run_id=self.run_id, **keys)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
+
+    def _places(self, overrides: Sequence[Path]) -> dict[str, Any]:
+        """Return where a command from any folder reads and writes: beside the package, and in the working folder."""
+        output_dir = read_config(config_path(self.first))["output_dir"].replace("@bundle_root", "'.'")
+        taken = {key for path in overrides for key in read_config(path)}
+        places = {"bundle_root": str(ROOT), "output_dir": output_dir}
+        return {key: place for key, place in places.items() if key not in taken}
 
 
 def _given_keys(name: str, words: Words) -> dict[str, Any]:

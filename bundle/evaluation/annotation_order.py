@@ -28,9 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bundle.command_line.checks import refuse_counts, refuse_missing_device
-from bundle.command_line.command import refuse_unknown_keys, refuse_unknown_parts
+from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
-from bundle.command_line.values import check_literals
 from bundle.data import list_scans
 from bundle.data.scans import scan_name
 from bundle.evaluation.cases import versions
@@ -205,8 +204,7 @@ def annotation_order(
     dataset_dir, output_dir = str(dataset_dir), str(output_dir)
     files = config_paths("inference", configs)
     refuse_unknown_keys(files, keys)
-    check_literals(keys)
-    refuse_unknown_parts(files, keys)
+    check_merged(files, keys)
     scans = [scan for scan in list_scans(dataset_dir) if LABEL in scan]
     if annotated >= len(scans):
         raise ValueError(

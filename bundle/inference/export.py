@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.jit.frontend import FrontendError
 
 import bundle
-from bundle.command_line.command import refuse_unknown_keys, refuse_unknown_parts
+from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
-from bundle.command_line.values import check_literals
 from bundle.files import written_whole
 from bundle.inference.prototype_files import fingerprint, settings_of
 from bundle.networks import CosineClassifier, PrototypeHead, load_network
@@ -196,8 +195,7 @@ def read_configs(further: Sequence[Path] = (), keys: Mapping[str, Any] | None = 
     """
     files, keys = [*config_paths("inference", "export"), *further], dict(keys or {})
     refuse_unknown_keys(files, keys, OPTIONS)
-    check_literals(keys)
-    refuse_unknown_parts(files, keys)
+    check_merged(files, keys)
     parser = ConfigParser()
     parser.read_config([str(path) for path in files])
     for key, value in {"bundle_root": str(ROOT), **keys}.items():

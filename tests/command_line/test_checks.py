@@ -80,7 +80,7 @@ def test_a_key_like_no_other_is_refused_without_a_suggestion(main: Path) -> None
         "--max_epochs 3",
         "--max_epochs=3",
         "--max-epochs 3",
-        "--learning_rate -0.1",
+        "--rate -0.1",
         "--train#trainer#max_epochs 3",
         "--train::trainer::max_epochs=3",
         "--+organs {'spleen':2}",

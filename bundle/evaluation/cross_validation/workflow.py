@@ -12,9 +12,8 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.command_line.command import refuse_unknown_keys, refuse_unknown_parts
+from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
-from bundle.command_line.values import check_literals
 
 PROTOCOLS = ("paper", "volume")
 
@@ -92,8 +91,7 @@ class Workflow:
         self.untrained = untrained
         self.weights_of = weights_of
         refuse_unknown_keys([*paths, Path(EVALUATE)], self.keys)
-        check_literals(self.keys)
-        refuse_unknown_parts([*paths, Path(EVALUATE)], self.keys)
+        check_merged([*paths, Path(EVALUATE)], self.keys)
         self.parser = _parsed(self.files, self.keys)
         self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
 
