@@ -1,75 +1,62 @@
-"""``python -m bundle training``: run a workflow of this bundle from any folder, without naming its config."""
+"""``python -m bundle <verb>``, and the console command ``alpnet <verb>``: all that the bundle does, from any folder."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import fire
+from bundle.command_line import front
+from bundle.command_line.front import Commands, Verbs
+from bundle.command_line.workflows import Workflow
 
-# MONAI imports transformers, where it is installed, for a network that is not used here: that takes a second. The
-# encoder that needs it imports it by itself.
-sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
-import monai.bundle  # noqa: E402
+MANUAL = """
+Few-shot segmentation: learn from unlabeled scans, then segment from one annotated one.
 
-if sys.modules["transformers"] is None:
-    del sys.modules["transformers"]
+    python -m bundle <verb> --key value ...
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {
-    "training": "train.yaml",
-    "inference": "inference.yaml",
-    "encoding": "inference.yaml",
-    "ranking": "inference.yaml",
+{verbs}
+
+python -m bundle <verb> --help shows what can be set. Results go to the working folder, or to --output_dir.
+"""
+
+VERBS: Verbs = {
+    "training": Workflow("learn from superpixels of unlabeled scans", "train", "training"),
+    "inference": Workflow("segment scans from annotated ones", "inference", "run"),
+    "encoding": Workflow("write the encoded support to a file of prototypes", "inference", "encoding"),
+    "ranking": Workflow("rank scans by which to annotate first, or next", "inference", "ranking"),
+    "evaluating": Workflow("compare trained weights with annotated scans", "train", "evaluating", last="evaluate"),
+    "cross_validation": Commands(
+        "train and evaluate every fold, in one table",
+        "bundle.evaluation.cross_validation.commands",
+        {"run": "CrossValidation.run", "compare": "CrossValidation.compare"},
+    ),
+    "annotation_order": Commands(
+        "compare the suggested order of annotation with random ones",
+        "bundle.evaluation.annotation_order",
+        {"": "annotation_order"},
+    ),
+    "prepare": Commands(
+        "bring downloads to the layout that the configs read",
+        "bundle.prepare.commands",
+        {"chaos": "chaos", "btcv": "btcv", "mscmr": "mscmr", "nifti": "nifti"},
+    ),
+    "export": Commands(
+        "write the network to ONNX or TorchScript",
+        "bundle.inference.export_command",
+        {"encoder": "encoder", "segmenter": "segmenter"},
+    ),
+    "benchmark": Commands(
+        "measure speed and memory on this machine",
+        "bundle.benchmark.commands",
+        {name: f"Benchmark.{name}" for name in ("inference", "memory", "training", "superpixels", "startup", "all")},
+    ),
 }
 
 
-class Workflows:
-    """Few-shot segmentation: learn from unlabeled scans, then segment from one annotated one.
-
-    Every key of the config can be set: ``python -m bundle training --dataset_dir scans --max_epochs 50``.
-    Further config files go after the first: ``--data data_chaos_t2`` adds ``configs/data_chaos_t2.yaml``.
-    """
-
-    def training(self, data: str | None = None, **keys: Any) -> None:
-        """Learn from superpixels; see configs/train.yaml for the keys."""
-        _run("training", data, keys)
-
-    def inference(self, data: str | None = None, **keys: Any) -> None:
-        """Segment scans from annotated ones; see configs/inference.yaml for the keys."""
-        _run("inference", data, keys)
-
-    def encoding(self, data: str | None = None, **keys: Any) -> None:
-        """Write what annotated scans tell to a file of prototypes; see configs/inference.yaml for the keys."""
-        _run("encoding", data, keys)
-
-    def ranking(self, data: str | None = None, **keys: Any) -> None:
-        """Say which scan to annotate first, or next; see configs/inference.yaml for the keys."""
-        _run("ranking", data, keys)
-
-
-def _run(workflow: str, data: str | None, keys: dict[str, Any]) -> None:
-    if "help" in keys or "h" in keys:
-        text = (ROOT / "configs" / CONFIGS[workflow]).read_text()
-        print(text.split("# --- paths")[0])  # the keys that are meant to be set, each with its comment
-        return
-    names = [CONFIGS[workflow], *([f"{data.removesuffix('.yaml')}.yaml"] if data else [])]
-    files = [ROOT / "configs" / name for name in names]
-    for path in files:
-        if not path.is_file():
-            known = sorted(other.stem for other in (ROOT / "configs").glob("data_*.yaml"))
-            raise SystemExit(f"there is no config {path.name}; --data takes one of {', '.join(known)}.")
-    # What the check for misspelt keys reads, as if monai.bundle had been called with it.
-    sys.argv = [word for word in sys.argv if not word.startswith("--data=")]
-    if data and "--data" in sys.argv:
-        place = sys.argv.index("--data")
-        del sys.argv[place : place + 2]
-    sys.argv += ["--config_file", str([str(path) for path in files])]
-    keys.setdefault("bundle_root", str(ROOT))
-    run_id = "run" if workflow == "inference" else workflow
-    monai.bundle.run(run_id=run_id, config_file=[str(path) for path in files], **keys)
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command; ``None`` takes the words of this process."""
+    front.main(sys.argv[1:] if words is None else words, VERBS, MANUAL)
 
 
 if __name__ == "__main__":
-    fire.Fire(Workflows, name="bundle")
+    main()

@@ -33,7 +33,7 @@ ALLOWED = {
     "monai_label": {"data", "inference", "keys", "transforms"},
     "benchmark": {"command_line", "data", "distributed", "evaluation", "files", "inference", "keys", "monai_label"}
     | {"networks", "provenance", "transforms"},
-    "__main__": set(),
+    "__main__": {"command_line"},
 }
 
 

@@ -16,7 +16,9 @@ from bundle.command_line.configs import ROOT
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
-    """Run ``python -m <module> <settings as JSON>``, and return the JSON of its last line.
+    """Run a module with its settings as JSON in a process of its own, and return the JSON of its last line.
+
+    The package is this one, whatever folder called ``bundle`` the working folder may hold.
 
     Args:
         module: A module of this package.
@@ -26,10 +28,10 @@ def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, 
     Raises:
         ValueError: If it fails; the message has the end of what it said.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    start = f"import runpy, sys; sys.path[0] = {str(ROOT)!r}; runpy.run_module({module!r}, run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(settings)],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+        [sys.executable, "-c", start, json.dumps(settings)],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         check=False,

@@ -16,7 +16,7 @@ from torch import Tensor
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.benchmark.timing import side_by_side
-from bundle.command_line.checks import refuse_counts
+from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 from bundle.inference.matching import Matching, SliceMatching
 from bundle.inference.volume_inferer import VolumeInferer
@@ -76,7 +76,7 @@ def measure(
     Raises:
         ValueError: If a name is unknown or a number out of range.
     """
-    refuse_counts(organs=organs, support_scans=support_scans, slices=slices, repeats=repeats)
+    check_positive_integers(organs=organs, support_scans=support_scans, slices=slices, repeats=repeats)
     refuse_unknown("matching", matchings, MATCHINGS)
     measured = list(range(slices)) if naive_slices is None else _some(slices, naive_slices)
     network = build_network(encoder, seed).to(device)
@@ -127,7 +127,7 @@ def measure_prototypes(
         device: Where everything is.
         seed: Of scans and weights.
     """
-    refuse_counts(prototypes=wanted, slices=slices, repeats=repeats)
+    check_positive_integers(prototypes=wanted, slices=slices, repeats=repeats)
     network = build_network(encoder, seed).to(device)
     ours = cast("ALPNet", load_network(deepcopy(network), None, device)).eval()
     parts = matching_of("annotate_one")
@@ -260,7 +260,7 @@ def _all_speak(scan: Scan, head: PrototypeHead) -> VolumeInferer:
 
 def _some(slices: int, wanted: int) -> list[int]:
     """Return ``wanted`` of so many slices, spread over all; all of them if there are no more."""
-    refuse_counts(naive_slices=wanted)
+    check_positive_integers(naive_slices=wanted)
     return support_slices(range(slices), min(wanted, slices))
 
 

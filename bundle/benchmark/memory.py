@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bundle.benchmark.children import forget_peak, peak_megabytes, run_child
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
-from bundle.command_line.checks import refuse_counts
+from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 
 
@@ -32,7 +32,7 @@ def measure(
         device: Where the network is; memory is that of the process, not of a GPU.
         seed: Of scans and weights.
     """
-    refuse_counts(organs=organs, threads=threads, **{f"slices {number}": number for number in slices})
+    check_positive_integers(organs=organs, threads=threads, **{f"slices {number}": number for number in slices})
     results = []
     for number in tqdm(slices, desc="memory", unit="scan", leave=False):
         settings = {"slices": number, "organs": organs, "size": size, "device": device, "seed": seed}

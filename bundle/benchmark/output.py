@@ -20,7 +20,7 @@ from bundle.provenance import versions
 def about(seed: int, device: str) -> dict[str, str]:
     """Return what a benchmark is measured with and on, by name: command, seed, machine, versions."""
     return {
-        "command": shlex.join(["python", "-m", "bundle.benchmark", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "bundle", *sys.argv[1:]]),
         "seed": str(seed),
         "device": device,
         "processor": f"{processor()}, {available_cores()} cores, {torch.get_num_threads()} threads used",

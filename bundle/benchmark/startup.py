@@ -13,12 +13,12 @@ from tqdm import tqdm
 from bundle.benchmark.children import run_child
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan, write_scan
-from bundle.command_line.checks import refuse_counts
+from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 
 ROADS = {
     "python -m monai.bundle, annotated scan": {"module": "monai.bundle"},
-    "python -m bundle, its prototypes": {"module": "bundle.__main__"},
+    "python -m bundle, its prototypes": {"module": "bundle.command_line.quick_monai"},
 }
 """What is imported first, of the slowest and of the fastest way to start."""
 
@@ -41,7 +41,7 @@ def measure(
     Raises:
         ValueError: If a number is out of range, or a process fails.
     """
-    refuse_counts(repeats=repeats, size=size, slices=slices, threads=threads)
+    check_positive_integers(repeats=repeats, size=size, slices=slices, threads=threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         support, query = (write_scan(blob_scan(size, slices, 4, seed + n), folder, f"scan_{n}") for n in (1, 0))

@@ -12,7 +12,7 @@ from skimage.segmentation import felzenszwalb
 
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import side_by_side
-from bundle.command_line.checks import refuse_counts
+from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.cache import cached_scans
@@ -41,7 +41,7 @@ def measure(
     Raises:
         ValueError: If a number is out of range.
     """
-    refuse_counts(scans=scans, slices=slices, size=size, repeats=repeats)
+    check_positive_integers(scans=scans, slices=slices, size=size, repeats=repeats)
     min_size = max(1, 400 * size**2 // 256**2)
     keys = {"slice_size": [size, size], "superpixel_size": min_size}
     transform = parsed(["train.yaml"], keys).get_parsed_content("train::preprocessing")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bundle.benchmark.inference import ENCODERS, build_network, refuse_unknown
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import seconds_of
-from bundle.command_line.checks import refuse_counts
+from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 from bundle.keys import IMAGE, SUPPORT_IMAGE
 
@@ -85,7 +85,7 @@ def measure(
     Raises:
         ValueError: If the name is unknown or a number out of range.
     """
-    refuse_counts(batch_size=batch_size, steps=steps, repeats=repeats, size=size)
+    check_positive_integers(batch_size=batch_size, steps=steps, repeats=repeats, size=size)
     refuse_unknown("encoder", [encoder], ENCODERS)
     depth, last_stage = ENCODERS[encoder]
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``python -m bundle.evaluation.annotation_order``: is it worth annotating scans in the order that the bundle suggests?
+"""``python -m bundle annotation_order``: is it worth annotating scans in the order that the bundle suggests?
 
 Scans whose label maps are all there play an annotator: one scan after the other is submitted, in the suggested order
 and in random ones, and after each all the rest is segmented anew and compared.
@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import fire
 import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
@@ -28,8 +27,9 @@ from monai.metrics import compute_dice
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_missing_device, refuse_unknown_keys
-from bundle.command_line.configs import config_path, parsed
+from bundle.command_line.checks import check_positive_integers, refuse_missing_device
+from bundle.command_line.command import check_merged, refuse_unknown_keys
+from bundle.command_line.configs import config_paths, parsed
 from bundle.data import list_scans
 from bundle.data.scans import scan_name
 from bundle.files import write_csv, written_whole
@@ -198,13 +198,13 @@ def annotation_order(
         ValueError: If a number, a config or a key is wrong, or there are too few annotated scans.
         FileNotFoundError: If there is no scan.
     """
-    refuse_counts(annotated=annotated, orders=orders)
+    check_positive_integers(annotated=annotated, orders=orders)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
     dataset_dir, output_dir = str(dataset_dir), str(output_dir)
-    names = ["inference", *(configs.split(",") if isinstance(configs, str) else configs)]
-    files = [str(config_path(name)) for name in names]
-    refuse_unknown_keys(["--config_file", str(files), *(f"--{key}={value}" for key, value in keys.items())])
+    files = config_paths("inference", configs)
+    refuse_unknown_keys(files, keys)
+    check_merged(files, keys)
     scans = [scan for scan in list_scans(dataset_dir) if LABEL in scan]
     if annotated >= len(scans):
         raise ValueError(
@@ -214,10 +214,10 @@ def annotation_order(
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file. Give a folder.")
-    annotator = Annotator(parsed(files, keys), scans)
+    annotator = Annotator(parsed([str(path) for path in files], keys), scans)
     steps = simulate(annotator, annotated, orders, seed)
     write_csv(folder / "cases.csv", _rows(steps))
-    text = _table(steps, {"command": shlex.join(["python", "-m", "bundle.evaluation.annotation_order", *sys.argv[1:]])})
+    text = _table(steps, {"command": shlex.join(["python", "-m", "bundle", *sys.argv[1:]])})
     with written_whole(folder / "table.md") as unfinished:
         unfinished.write_text(text)
     with written_whole(folder / "curves.png") as unfinished:
@@ -295,8 +295,3 @@ def _figure(steps: Sequence[Step]) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, loc="lower right")
     return figure
-
-
-if __name__ == "__main__":
-    with in_one_sentence():
-        fire.Fire(annotation_order, name="bundle.evaluation.annotation_order")

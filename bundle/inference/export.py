@@ -1,14 +1,7 @@
 """Export: the network as one file that runs without this package, in ONNX or TorchScript.
 
-    python -m bundle.inference.export encoder   --output encoder.onnx     images -> features
-    python -m bundle.inference.export segmenter --output segmenter.onnx   images, prototypes of two classes -> logits
-
-Options of both, and any key of configs/inference.yaml and configs/export.yaml:
-
---format      onnx or torchscript (default: onnx)
---output      file to write, ending in .onnx or .ts (default: models/<encoder or segmenter>.<ending>)
---checkpoint  the trained weights (default: models/model.pt)
---config      further config files by name or path, such as preset_paper,data_sabs_ct (default: none)
+    encoder     images -> features
+    segmenter   images, prototypes of two classes -> logits
 
 The file is compared with the network before it is written, at another size than it was made with. It carries what a
 user has to know: how slices are made, the scale of the logits, the version (docs/export.md).
@@ -16,20 +9,16 @@ user has to know: how slices are made, the scale of the logits, the version (doc
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import inspect
 import io
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
@@ -39,13 +28,13 @@ from torch import Tensor, nn
 from torch.jit.frontend import FrontendError
 
 import bundle
-from bundle.command_line.checks import in_one_sentence
+from bundle.command_line.command import check_merged, refuse_unknown_keys
+from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import written_whole
 from bundle.networks import CosineClassifier, PrototypeHead, load_network
 from bundle.networks.alpnet import upsample
 from bundle.provenance import describe, fingerprint
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PARTS = ("encoder", "segmenter")
 FORMATS = {"onnx": ".onnx", "torchscript": ".ts"}
 """What a file can be, and how its name ends."""
@@ -202,23 +191,15 @@ def read_configs(further: Sequence[Path] = (), keys: Mapping[str, Any] | None = 
     """Read ``configs/inference.yaml``, ``configs/export.yaml``, then further files, then single keys.
 
     Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: If a key belongs to no config.
+        ValueError: If a file cannot be read, a key belongs to no config, or a value is of the wrong kind.
     """
-    for path in further:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no config {path}. Give names of {CONFIGS} or paths, with commas between."
-            )
+    files, keys = [*config_paths("inference", "export"), *further], dict(keys or {})
+    refuse_unknown_keys(files, keys, OPTIONS)
+    check_merged(files, keys)
     parser = ConfigParser()
-    parser.read_config([CONFIGS / "inference.yaml", CONFIGS / "export.yaml", *further])
-    known = list(parser.get())
-    for key, value in {"bundle_root": str(CONFIGS.parent), **(keys or {})}.items():
-        name = key.replace("::", "#")
-        if name.split("#")[0] not in known:
-            near = difflib.get_close_matches(key, [*OPTIONS, *known], n=1) or ["help"]
-            raise ValueError(f"there is no option or key --{key}. Did you mean --{near[0]}?")
-        parser[name] = value
+    parser.read_config([str(path) for path in files])
+    for key, value in {"bundle_root": str(ROOT), **keys}.items():
+        parser[key.replace("::", "#")] = value
     return parser
 
 
@@ -366,51 +347,6 @@ def _refuse_other(what: str, value: Any, known: Iterable[str]) -> None:
         raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}.")
 
 
-def _export_command(
-    part: str,
-    *words: Any,
-    format: Any = "onnx",  # noqa: A002, the option's name
-    output: Any = None,
-    checkpoint: Any = None,
-    config: Any = None,
-    **keys: Any,
-) -> None:
-    if words:
-        raise ValueError(f"{words[0]!r} belongs to no option. Write --output <file>.")
-    _refuse_other("--format", format, FORMATS)
-    if checkpoint is not None:
-        keys["checkpoint"] = _text("checkpoint", checkpoint)
-    parser = read_configs(_config_files(config), keys)
-    path = CONFIGS.parent / "models" / f"{part}{FORMATS[format]}" if output is None else _text("output", output)
-    difference = export(part, path, format, parser)
-    print(f"{path}: differs from the network by {difference:.1e} of the largest value")
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"--{name} must be a file, got {value!r}. Write a name that is a number as ./name.")
-    return value
-
-
-def _config_files(value: Any) -> list[Path]:
-    names = str(value).split(",") if isinstance(value, str) else list(value or [])
-    return [Path(name) if Path(name).suffix else CONFIGS / f"{name}.yaml" for name in map(str, names)]
-
-
-def main(words: Sequence[str]) -> None:
-    """Run a command; what a user can mend ends it in one sentence, with exit code 1."""
-    if not words or "--help" in words or "-h" in words:
-        print(inspect.cleandoc(__doc__ or ""))
-        return
-    with in_one_sentence():
-        _refuse_other("the first word", words[0], PARTS)
-        fire.Fire(_export_command, command=list(words), name="bundle.inference.export")
-
-
 CONVERTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
-OPTIONS = ("format", "output", "checkpoint", "config", "help")
-
-if __name__ == "__main__":
-    from bundle.inference.export import main as of_the_package  # configs name classes of that module, not of __main__
-
-    of_the_package(sys.argv[1:])
+OPTIONS = ("format", "output", "configs")
+"""What the command takes besides keys of the configs."""

@@ -1,4 +1,4 @@
-"""``python -m bundle.benchmark``: what it measures by default, and how it says a mistake."""
+"""``python -m bundle benchmark``: what it measures by default, and how it says a mistake."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fire
 import pytest
 import torch
 
-from bundle.benchmark import __main__ as command
-from bundle.benchmark.__main__ import Benchmark
+from bundle.__main__ import VERBS
+from bundle.benchmark import commands as command
+from bundle.benchmark.commands import Benchmark
 from bundle.benchmark.results import Result
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def words(*given: str) -> None:
-    fire.Fire(Benchmark, command=list(given))
+    VERBS["benchmark"].run("benchmark", given)
 
 
 def test_all_combinations_are_measured(asked: list[tuple[Any, ...]]) -> None:
@@ -135,9 +135,13 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("all --repeats 0", "repeats must be a whole number"),
         ("all --threads 0", "threads must be a whole number"),
         ("all --seed -1", "seed must be a whole number from 0, got -1"),
-        ("all --seed True", "seed must be a whole number from 0, got True"),
+        ("all --seed True", "--seed must be a whole number, got True"),
         ("all --device tpu", "device must be a name such as cpu or cuda:0, got 'tpu'"),
         ("all --quick maybe", "must be true or false"),
+        ("all --device", "--device has no value"),
+        ("all --quik", "benchmark all has no option --quik. Did you mean --quick"),
+        ("memory --steps 3", "benchmark memory has no option --steps"),
+        ("al", "benchmark has no command 'al'. Did you mean 'all'"),
     ],
 )
 def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:
@@ -160,7 +164,18 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_quick_benchmark_measures_everything(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bundle.benchmark", "all", "--quick", "--threads", "1", "--output_dir", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "bundle",
+            "benchmark",
+            "all",
+            "--quick",
+            "--threads",
+            "1",
+            "--output_dir",
+            str(tmp_path),
+        ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -180,7 +195,7 @@ def test_the_quick_benchmark_measures_everything(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_says_a_mistake_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bundle.benchmark", "training", "--encoders", "vgg", "--output_dir", str(tmp_path)],
+        [sys.executable, "-m", "bundle", "benchmark", "training", "--encoders", "vgg", "--output_dir", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -110,9 +110,9 @@ def test_all_files_are_written(tmp_path: Path) -> None:
 
 
 def test_the_table_tells_command_seed_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["path/__main__.py", "all", "--output_dir", "a folder"])
+    monkeypatch.setattr(sys, "argv", ["path/__main__.py", "benchmark", "all", "--output_dir", "a folder"])
     told = about(seed=7, device="cpu")
-    assert told["command"] == "python -m bundle.benchmark all --output_dir 'a folder'"
+    assert told["command"] == "python -m bundle benchmark all --output_dir 'a folder'"
     assert (told["seed"], told["device"]) == ("7", "cpu")
     assert "cores" in told["processor"]
     assert {"version: torch", "version: monai", "version: bundle", "machine"} <= set(told)

@@ -15,6 +15,7 @@ from bundle.inference.volume_inferer import VolumeInferer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+QUICK = "bundle.command_line.quick_monai"
 PARTS = [
     "start of Python",
     "import monai",
@@ -27,13 +28,13 @@ PARTS = [
 
 
 def test_parts_are_medians_of_new_processes_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, list[dict[str, Any]]] = {"monai.bundle": [], "bundle.__main__": []}
+    asked: dict[str, list[dict[str, Any]]] = {"monai.bundle": [], QUICK: []}
 
     def fake(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
         assert (module, threads) == ("bundle.benchmark.first_slice", 2)
         keys, mine = settings["keys"], asked[settings["module"]]
         support = keys.get("support_label", keys.get("prototypes"))
-        assert support.endswith(".safetensors" if settings["module"] == "bundle.__main__" else ".nii.gz")
+        assert support.endswith(".safetensors" if settings["module"] == QUICK else ".nii.gz")
         assert all(Path(path).is_file() for path in (settings["query"], support, keys["checkpoint"]))
         assert 0 <= time.time() - settings["started"] < 5
         mine.append(settings)

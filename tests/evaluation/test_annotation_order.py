@@ -1,4 +1,4 @@
-"""``python -m bundle.evaluation.annotation_order``: an annotator is played, and both orders are compared."""
+"""``python -m bundle annotation_order``: an annotator is played, and both orders are compared."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_dice_is_that_of_the_masks_which_inference_writes(annotator: Annotator, 
 def test_the_command_writes_cases_tables_and_a_picture(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["order", "--dataset_dir", "scans"])
+    monkeypatch.setattr(sys, "argv", ["order", "annotation_order", "--dataset_dir", "scans"])
     folder = tmp_path / "order"
     keys: dict[str, Any] = {"slice_size": [32, 32], "checkpoint": "$None", "inferer#slice_batch": 2}
     annotation_order(str(study), str(folder), annotated=2, orders=2, seed=3, configs="preset_annotate_one", **keys)
@@ -154,7 +154,7 @@ def test_the_command_writes_cases_tables_and_a_picture(
     assert all(row["scan"] not in row["annotated"].split("+") for row in rows)
     text = (folder / "table.md").read_text()
     assert text in capsys.readouterr().out
-    assert "- command: python -m bundle.evaluation.annotation_order --dataset_dir scans" in text
+    assert "- command: python -m bundle annotation_order --dataset_dir scans" in text
     one = [float(row["dice"]) for row in rows if row["order"] == SUGGESTED and row["annotated_scans"] == "1"]
     others = [
         [float(r["dice"]) for r in rows if r["order"] == f"random {n}" and r["annotated_scans"] == "1"] for n in (1, 2)

@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DS
 
-from bundle.prepare.__main__ import main
+from bundle.__main__ import main
 
 Vector = tuple[float, float, float]
 
@@ -204,7 +204,7 @@ def run(*words: Any, **options: Any) -> int:
     """Run a command in this process; return its exit code. What it says of an error goes to stderr, as it would."""
     given = [str(word) for word in words] + [f"--{name}={value}" for name, value in options.items()]
     try:
-        main(given)
+        main(["prepare", *given])
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

@@ -171,8 +171,8 @@ def die(image, path):
         os.kill(os.getpid(), signal.SIGKILL)
     save(image, path)
 nibabel.save = die
-from bundle.prepare.__main__ import main
-main(sys.argv[1:])
+from bundle.__main__ import main
+main(["prepare", *sys.argv[1:]])
 """
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,18 +51,29 @@ class Processes:
             self._running.discard(process)
         return code == 0
 
-    def stop(self) -> None:
-        """End what runs, and start nothing more."""
+    def stop(self, grace: float = 10.0) -> None:
+        """End what runs, and start nothing more.
+
+        Args:
+            grace: Seconds after which a process that ignores the request to end is killed.
+        """
         with self._lock:
             self._stopped = True
-            for process in self._running:
-                process.terminate()
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + grace
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is gone, even if that was killed."""
+    """Let Linux kill this process when the one that started it is gone, even if that was killed itself."""
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:

@@ -14,8 +14,8 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
-from bundle.command_line.checks import refuse_unknown_keys
-from bundle.command_line.configs import ROOT, config_path
+from bundle.command_line.command import check_merged, refuse_unknown_keys
+from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import safe_name
 from bundle.provenance import file_record
 
@@ -116,11 +116,13 @@ class Workflow:
     ) -> None:
         if untrained and weights_of is not None:
             raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
-        self.files = [str(config_path(name)) for name in ("train.yaml", *configs)]
+        paths = config_paths("train", configs)
+        self.files = [str(path) for path in paths]
         self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
         self.untrained = untrained
         self.weights_of = weights_of
-        refuse_unknown_keys(["--config_file", str([*self.files, EVALUATE]), *_as_words(self.keys)])
+        refuse_unknown_keys([*paths, Path(EVALUATE)], self.keys)
+        check_merged([*paths, Path(EVALUATE)], self.keys)
         self.parser = _parsed(self.files, self.keys)
         self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
 

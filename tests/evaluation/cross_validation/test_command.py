@@ -1,4 +1,4 @@
-"""``python -m bundle.evaluation.cross_validation`` on a phantom study: finished, repeated, changed, stopped, broken."""
+"""``python -m bundle cross_validation`` on a phantom study: finished, repeated, changed, stopped, broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cases import read_cases
-from bundle.evaluation.cross_validation.__main__ import CrossValidation
+from bundle.evaluation.cross_validation.commands import CrossValidation
 
 ROOT = Path(__file__).parents[3]
 FOLDS = "[0,1]"
@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(study: Path, output: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "bundle.evaluation.cross_validation", "run", "--configs", "smoke",
+        sys.executable, "-m", "bundle", "cross_validation", "run", "--configs", "smoke",
         "--dataset_dir", str(study),
         "--output_dir", str(output), "--folds", FOLDS, *more,
     ]  # fmt: skip

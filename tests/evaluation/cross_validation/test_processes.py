@@ -93,6 +93,18 @@ def test_stopping_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None
     assert (tmp_path / "log.txt").read_text() == "on\n"
 
 
+def test_a_process_that_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    processes, results = Processes(), []
+    thread = threading.Thread(target=lambda: results.append(processes.run_all(iter([python(deaf)]), tmp_path, 0, 1)))
+    thread.start()
+    while not ((tmp_path / "log.txt").is_file() and (tmp_path / "log.txt").read_text()):
+        time.sleep(0.02)
+    processes.stop(grace=0.2)
+    thread.join(timeout=10)
+    assert results == [False]
+
+
 def test_a_request_to_terminate_ends_as_ctrl_c_does() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), ending_together():

@@ -1,4 +1,4 @@
-"""``python -m bundle.benchmark``: how fast and how large this bundle is on a machine, on made-up scans.
+"""``python -m bundle benchmark``: how fast and how large this bundle is on a machine, on made-up scans.
 
     inference    seconds of a scan, beside the original way to evaluate and the encoder alone
     memory       peak memory of an inference against the slices of the scan
@@ -21,14 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import torch
 
 from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results
 from bundle.benchmark.results import Result
-from bundle.command_line.checks import in_one_sentence, refuse_counts, refuse_missing_device, switch
+from bundle.command_line.checks import check_positive_integers, refuse_missing_device, switch
 
 Numbers = int | Sequence[int] | None
 Names = str | Sequence[str] | None
@@ -37,9 +36,9 @@ Names = str | Sequence[str] | None
 class Benchmark:
     """Measure this bundle on this machine.
 
-    python -m bundle.benchmark all
-    python -m bundle.benchmark all --quick
-    python -m bundle.benchmark inference --encoders resnet18,resnet101 --organs 1,4,13 --support_scans 1,8
+    python -m bundle benchmark all
+    python -m bundle benchmark all --quick
+    python -m bundle benchmark inference --encoders resnet18,resnet101 --organs 1,4,13 --support_scans 1,8
 
     Args:
         output_dir: Where results.csv, table.md and plot.png go.
@@ -65,7 +64,7 @@ class Benchmark:
         self._repeats = (1 if self._quick else 3) if repeats is None else repeats
         self._size = (64 if self._quick else 256) if size is None else size
         self._threads = torch.get_num_threads() if threads is None else threads
-        refuse_counts(repeats=self._repeats, size=self._size, threads=self._threads)
+        check_positive_integers(repeats=self._repeats, size=self._size, threads=self._threads)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
         self._seed = seed
@@ -196,9 +195,9 @@ class Benchmark:
 def _numbers(name: str, given: Numbers, default: Sequence[int]) -> list[int]:
     """Return whole numbers of at least 1, given as one, as several, or not at all."""
     numbers = list(default) if given is None else list(given) if isinstance(given, list | tuple) else [given]
-    refuse_counts(**{name: len(numbers)})
+    check_positive_integers(**{name: len(numbers)})
     for number in numbers:
-        refuse_counts(**{name: number})
+        check_positive_integers(**{name: number})
     return [int(number) for number in dict.fromkeys(numbers)]
 
 
@@ -207,8 +206,3 @@ def _names(given: Names, default: Any, what: str, known: Any = None) -> list[str
     names = list(default) if given is None else given.split(",") if isinstance(given, str) else list(given)
     refuse_unknown(what, names, default if known is None else known)
     return list(dict.fromkeys(names))
-
-
-if __name__ == "__main__":
-    with in_one_sentence():
-        fire.Fire(Benchmark, name="bundle.benchmark")

@@ -20,10 +20,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import fire
 from tqdm import tqdm
 
-from bundle.command_line.checks import in_one_sentence, refuse_counts, switch
+from bundle.command_line.checks import check_positive_integers, switch
 from bundle.data.exclusion import checked_setting
 from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
@@ -37,9 +36,9 @@ NUM_FOLDS = 5
 class CrossValidation:
     r"""Cross-validation: every row of a table in one command.
 
-    python -m bundle.evaluation.cross_validation run --configs data_chaos_t2,preset_fast_cpu \
+    python -m bundle cross_validation run --configs data_chaos_t2,preset_fast_cpu \
         --dataset_dir <dir> --output_dir <dir>
-    python -m bundle.evaluation.cross_validation compare --runs <dir>,<dir> --output_dir <dir>
+    python -m bundle cross_validation compare --runs <dir>,<dir> --output_dir <dir>
     """
 
     def run(
@@ -86,7 +85,7 @@ class CrossValidation:
         given = ", ".join(map(str, method)) if isinstance(method, tuple) else method
         method = str(given or method_name(names, workflow.untrained, trained))
         jobs = default_jobs(len(units)) if jobs is None else jobs
-        refuse_counts(jobs=jobs)
+        check_positive_integers(jobs=jobs)
         described = described_by(workflow, list_scans(dataset_dir), method)
         if root.exists() and not root.is_dir():
             raise ValueError(f"output_dir {root} is a file. Give a folder.")
@@ -212,8 +211,3 @@ def _numbers(value: int | Sequence[int] | None, default: Sequence[int]) -> list[
     if not numbers or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         raise ValueError(f"folds and seeds must be whole numbers, such as 0 or [0,1], got {value!r}.")
     return list(dict.fromkeys(numbers))
-
-
-if __name__ == "__main__":
-    with in_one_sentence():
-        fire.Fire(CrossValidation, name="bundle.evaluation.cross_validation")

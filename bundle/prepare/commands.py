@@ -1,28 +1,22 @@
 """Bring downloaded data into the layout and onto the grid that the configs read.
 
-    python -m bundle.prepare chaos --source <folder> --target <folder>   CHAOS: abdominal MR (T2-SPIR) or CT
-    python -m bundle.prepare btcv  --source <folder> --target <folder>   BTCV / SABS: abdominal CT
-    python -m bundle.prepare mscmr --source <folder> --target <folder>   MS-CMRSeg 2019: cardiac MR (bSSFP)
-    python -m bundle.prepare nifti --source <folder> --target <folder>   any images, with or without labels
+    python -m bundle prepare chaos --source <folder> --target <folder>   CHAOS: abdominal MR (T2-SPIR) or CT
+    python -m bundle prepare btcv  --source <folder> --target <folder>   BTCV / SABS: abdominal CT
+    python -m bundle prepare mscmr --source <folder> --target <folder>   MS-CMRSeg 2019: cardiac MR (bSSFP)
+    python -m bundle prepare nifti --source <folder> --target <folder>   any images, with or without labels
 
 <target> gets images/, labels/ and dataset.json. The source is never changed. Run the same command again to go on where
 it stopped. A scan that cannot be used is named at the end; all others are done, and the exit code is 1.
-python -m bundle.prepare <command> --help tells a command's options.
+python -m bundle prepare <command> --help tells a command's options.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
-
-from bundle.command_line.checks import in_one_sentence
 from bundle.data.loading import report_problems
 from bundle.prepare.dataset import Dataset, prepare
 from bundle.prepare.recipes import Recipe, cardiac_recipe, ct_recipe, mr_recipe, nifti_recipe
@@ -30,18 +24,17 @@ from bundle.prepare.sources import Source, open_btcv, open_chaos, open_mscmr, op
 
 
 def chaos(
-    *words: Any,
+    *,
     source: Any = None,
     target: Any = None,
     part: Any = "mr",
     arithmetic: Any = "clean",
     unlabeled: Any = "refuse",
-    **unknown: Any,
 ) -> None:
     """CHAOS training set: DICOM slices and PNG labels -> 256 x 256 volumes.
 
-        python -m bundle.prepare chaos --source CHAOS_Train_Sets --target data/chaos_mr
-        python -m bundle.prepare chaos --source CHAOS_Train_Sets --target data/chaos_ct --part ct
+        python -m bundle prepare chaos --source CHAOS_Train_Sets --target data/chaos_mr
+        python -m bundle prepare chaos --source CHAOS_Train_Sets --target data/chaos_ct --part ct
 
     --source      the unzipped folder: MR or CT, or any folder above (needed)
     --target      folder to write to (needed)
@@ -52,23 +45,21 @@ def chaos(
     MR: top 0.5 % clipped, 1.25 x 1.25 x 7.7 mm, cropped or padded about the center. Then: --data data_chaos_t2.
     CT: clipped to -125..275 HU; of 512 pixels a side 448 are kept (of other sizes the same share) and resampled to 256.
     """
-    _refuse_unknown(chaos, words, unknown)
     _refuse_other(part=(part, ("mr", "ct")), arithmetic=(arithmetic, ARITHMETICS))
     recipe = mr_recipe(arithmetic) if part == "mr" else ct_recipe(arithmetic, "ALS")
     _run(open_chaos(_folder("source", source), part), recipe, target, unlabeled)
 
 
 def btcv(
-    *words: Any,
+    *,
     source: Any = None,
     target: Any = None,
     arithmetic: Any = "clean",
     unlabeled: Any = "refuse",
-    **unknown: Any,
 ) -> None:
     """BTCV (SABS), Synapse's RawData: abdominal CT with 13 organs -> 256 x 256 volumes.
 
-        python -m bundle.prepare btcv --source RawData --target data/btcv
+        python -m bundle prepare btcv --source RawData --target data/btcv
 
     --source      RawData or its Training, or any folder above (needed)
     --target      folder to write to (needed)
@@ -78,15 +69,14 @@ def btcv(
     Clipped to -125..275 HU; of 512 pixels a side 448 are kept (of other sizes the same share) and resampled to 256;
     slices stay. Then: --data data_sabs_ct.
     """
-    _refuse_unknown(btcv, words, unknown)
     _refuse_other(arithmetic=(arithmetic, ARITHMETICS))
     _run(open_btcv(_folder("source", source)), ct_recipe(arithmetic, None), target, unlabeled)
 
 
-def mscmr(*words: Any, source: Any = None, target: Any = None, unlabeled: Any = "refuse", **unknown: Any) -> None:
+def mscmr(*, source: Any = None, target: Any = None, unlabeled: Any = "refuse") -> None:
     """MS-CMRSeg 2019, bSSFP (C0): cardiac MR -> 256 x 256 volumes, planes and slices as acquired.
 
-        python -m bundle.prepare mscmr --source mscmrseg19 --target data/mscmr --unlabeled skip
+        python -m bundle prepare mscmr --source mscmrseg19 --target data/mscmr --unlabeled skip
 
     --source      holds patient1_C0.nii.gz, patient1_C0_manual.nii.gz and the like, at any depth (needed)
     --target      folder to write to (needed)
@@ -94,12 +84,11 @@ def mscmr(*words: Any, source: Any = None, target: Any = None, unlabeled: Any = 
 
     Organ ids stay 200, 500 and 600. Then: --data data_mscmr.
     """
-    _refuse_unknown(mscmr, words, unknown)
     _run(open_mscmr(_folder("source", source)), cardiac_recipe(), target, unlabeled)
 
 
 def nifti(
-    *words: Any,
+    *,
     source: Any = None,
     target: Any = None,
     labels: Any = None,
@@ -109,12 +98,11 @@ def nifti(
     size: Any = None,
     orientation: Any = "PLS",
     unlabeled: Any = "refuse",
-    **unknown: Any,
 ) -> None:
     """Any folder of volumes: checked and taken as they are, or resampled.
 
-        python -m bundle.prepare nifti --source scans --labels masks --target data/mine --organs "{liver: 1, spleen: 2}"
-        python -m bundle.prepare nifti --source mine --target data/mine --spacing 1.5,1.5,5 --size 256,256
+        python -m bundle prepare nifti --source scans --labels masks --target data/mine --organs "{liver: 1, spleen: 2}"
+        python -m bundle prepare nifti --source mine --target data/mine --spacing 1.5,1.5,5 --size 256,256
 
     --source       folder of images, or one that holds images/ and labels/ (needed)
     --target       folder to write to (needed)
@@ -128,31 +116,14 @@ def nifti(
 
     Then: --data data_nifti, or data_sabs_ct for CT.
     """
-    _refuse_unknown(nifti, words, unknown)
     _refuse_other(modality=(modality, ("mr", "ct")))
     recipe = nifti_recipe(spacing, _size(size), None if str(orientation).lower() == "none" else str(orientation))
     label_folder = None if labels is None else _folder("labels", labels)
     _run(open_nifti(_folder("source", source), label_folder, _organs(organs), modality), recipe, target, unlabeled)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"chaos": chaos, "btcv": btcv, "mscmr": mscmr, "nifti": nifti}
 ARITHMETICS = ("clean", "reference")
 UNLABELED = ("refuse", "keep", "skip")
-
-
-def main(words: Sequence[str]) -> None:
-    """Run a command; what a user can mend ends it in one sentence, with exit code 1."""
-    name, options = (words[0], list(words[1:])) if words else ("--help", [])
-    if name in ("--help", "-h"):
-        print(inspect.cleandoc(__doc__))
-        return
-    with in_one_sentence():
-        if name not in COMMANDS:
-            raise ValueError(f"there is no command {name!r}, only {', '.join(COMMANDS)}.")
-        if "--help" in options or "-h" in options:
-            print(inspect.getdoc(COMMANDS[name]))
-            return
-        fire.Fire(COMMANDS[name], command=options, name=f"bundle.prepare {name}")
 
 
 def _run(source: Source, recipe: Recipe, target: Any, unlabeled: Any) -> None:
@@ -172,25 +143,16 @@ def _run(source: Source, recipe: Recipe, target: Any, unlabeled: Any) -> None:
     report_problems(problems)
 
 
-def _refuse_unknown(command: Callable[..., None], words: Sequence[Any], unknown: Mapping[str, Any]) -> None:
-    options = [name for name in inspect.signature(command).parameters if name not in ("words", "unknown")]
-    for name in unknown:
-        near = difflib.get_close_matches(name, options, n=1) or [f"help, or one of {', '.join(options)}"]
-        raise ValueError(f"{command.__name__} has no option --{name}. Did you mean --{near[0]}?")
-    if words:
-        raise ValueError(f"{words[0]!r} belongs to no option. Write --source <folder> --target <folder>.")
-
-
 def _refuse_other(**options: tuple[Any, Sequence[str]]) -> None:
     for name, (value, known) in options.items():
         if value not in known:
-            raise ValueError(f"--{name} must be one of {', '.join(known)}, got {value!r}.")
+            raise ValueError(f"--{name} must be one of {', '.join(known)}, got {value!r}. Write --{name} {known[0]}.")
 
 
 def _path(name: str, value: Any) -> Path:
     if not isinstance(value, str):
         came = "nothing" if value is None else f"{value!r} (write a number or a list as ./name)"
-        raise ValueError(f"--{name} must be a folder, got {came}.")
+        raise ValueError(f"--{name} must be a folder, got {came}. Write --{name} <folder>.")
     return Path(value).expanduser()
 
 
@@ -212,7 +174,3 @@ def _organs(value: Any) -> dict[str, int] | None:
     if not ids or len(set(ids)) < len(ids) or not all(type(organ) is int and organ > 0 for organ in ids):
         raise ValueError(f'--organs must be names and different ids above 0, such as "{{liver: 1}}", got {value!r}.')
     return {str(name): organ for name, organ in value.items()}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

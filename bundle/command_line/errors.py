@@ -1,0 +1,116 @@
+"""What a user sees of a mistake: an error over the input ends in one plain sentence, and a stop by Ctrl-C, too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+EXPLAINED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+"""What the bundle raises over a user's input."""
+
+STOPPED = "stopped by Ctrl-C. What was finished is kept; rerun the command to do the rest."
+INTERRUPTED = 130
+"""Exit code of a command that was stopped by Ctrl-C, as shells have it."""
+
+
+def explain_errors() -> None:
+    """From now on, let a bundle command that fails over its input end in one sentence instead of pages of traceback.
+
+    Programming errors keep their traceback, and so does everything if the environment sets ``MONAI_DEBUG``. The exit
+    code stays 1. With several processes, the one is named.
+    """
+    if is_command():
+        sys.excepthook = _explain
+        _quiet_decoders()
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """Let a command that fails over its input end in one sentence, with exit code 1; stopped by Ctrl-C, with 130.
+
+    ``MONAI_DEBUG`` shows the traceback.
+    """
+    _quiet_decoders()
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (*EXPLAINED_ERRORS, OSError, ImportError, RuntimeError) as error:
+        sentence = str(error) if isinstance(error, OSError) else sentence_of(error)
+        if sentence is None or os.environ.get("MONAI_DEBUG"):
+            raise
+        sys.exit(_shown(sentence))
+
+
+def _quiet_decoders() -> None:
+    """Keep MONAI from telling for every file that a GPU decoder of DICOM is not there."""
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """Return what a user should read of an error: the words of the bundle, or a wrong part of a config.
+
+    MONAI wraps errors several times; this is the first cause. ``None``: a mistake in the program.
+    """
+    first: BaseException | None = error
+    while first is not None and not isinstance(first, EXPLAINED_ERRORS):
+        if mistake := _config_mistake(first):
+            return mistake
+        first = first.__cause__
+    return None if first is None else str(first)
+
+
+def _config_mistake(error: BaseException) -> str | None:
+    """Say what is wrong with a part of a config: its ``_target_``, what that is given, or an expression."""
+    text, cause = str(error), error.__cause__
+    if isinstance(error, ModuleNotFoundError) and text.startswith("Cannot locate class"):
+        return f"{text} Correct the _target_ in the config."
+    if cause is None or isinstance(cause, EXPLAINED_ERRORS):
+        return None
+    if found := re.match(r"Failed to instantiate component '([\w.]+)'", text):
+        # Below its own line the component has started, and the mistake is not the config's.
+        ours = isinstance(cause, TypeError) and _depth(cause) == 1
+        return f"the config's {found.group(1)} cannot be made: {cause}. Correct its keys." if ours else None
+    if found := re.match(r"Failed to evaluate \w+:\s*(.+)", text, re.DOTALL):
+        # The expression is one line below the call of eval, and so is what it does itself.
+        ours = _depth(cause) <= 2
+        reason = f"{type(cause).__name__}: {cause}"
+        return f"the config's expression {found.group(1)} fails ({reason}). Correct the keys it uses." if ours else None
+    return None
+
+
+def _depth(error: BaseException) -> int:
+    """Return how many calls deep an error was raised."""
+    trace, depth = error.__traceback__, 0
+    while trace is not None:
+        trace, depth = trace.tb_next, depth + 1
+    return depth
+
+
+def is_command() -> bool:
+    """Tell whether this process is ``python -m monai.bundle`` or ``python -m bundle``, and no program that hosts us."""
+    return Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py")
+
+
+def _shown(sentence: str) -> str:
+    place = f" in process {os.environ['RANK']}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    return f"error{place}: {sentence}\n(MONAI_DEBUG=1 shows where it came from)"
+
+
+def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sentence = sentence_of(error)
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{STOPPED}", file=sys.stderr)
+    elif sentence is None or os.environ.get("MONAI_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print(f"\n{_shown(sentence)}", file=sys.stderr)  # a progress bar may be open

@@ -1,0 +1,125 @@
+"""The words of a command -> values by name, as Fire reads them.
+
+["all", "--quick", "--slices", "3,4"]  ->  ("all",), {"quick": True, "slices": (3, 4)}, {"quick"}
+
+Then an option of a function, or a key of a config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_type_hints
+
+import fire
+
+from bundle.command_line.values import refuse_bare
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a command says.
+
+    Attributes:
+        plain: Words that belong to no key.
+        keys: Keys with their values; hyphens in names are underscores.
+        bare: Keys that were given without a value: ``True`` stands in ``keys``, ``False`` for ``--no<key>``.
+    """
+
+    plain: tuple[Any, ...]
+    keys: Mapping[str, Any]
+    bare: frozenset[str]
+
+
+YAML = {"null": None, "true": True, "false": False}
+"""Words that configs have, and that Fire takes for texts."""
+
+
+def read_words(words: Sequence[str], texts: bool = False) -> Words:
+    """Read the words of a command; numbers, lists and mappings become values, as do ``null``, ``true`` and ``false``.
+
+    Args:
+        words: The words.
+        texts: Leave ``null``, ``true`` and ``false`` as texts, as MONAI does.
+
+    Raises:
+        ValueError: If a word is ``-`` or ``--``, which Fire would take for itself.
+    """
+    if lone := [word for word in words if word in ("-", "--")]:
+        raise ValueError(f"{lone[0]!r} belongs to no key. Write --key value, without a space after the hyphens.")
+    taken: list[Words] = []
+
+    def take(*plain: Any, **typed: Any) -> None:
+        known = {} if texts else YAML
+        keys = {key: known.get(value, value) if isinstance(value, str) else value for key, value in typed.items()}
+        # Fire reads --noresume as --resume False.
+        bare = (key if key in keys else key.removeprefix("no") for key in _bare(words))
+        taken.append(Words(plain, keys, frozenset(bare)))
+
+    fire.Fire(take, command=list(words), name="bundle")
+    return taken[0]
+
+
+def _bare(words: Sequence[str]) -> Iterable[str]:
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else "--"
+        if _is_key(word) and "=" not in word and _is_key(following):
+            yield word.lstrip("-").replace("-", "_")
+
+
+def _is_key(word: str) -> bool:
+    return word.startswith("--") or re.match("-[A-Za-z]", word) is not None
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str, dashes: str = "") -> str:
+    """Return the remedy for a misspelt name: the nearest known one, or another sentence."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"Did you mean {dashes + near[0] if dashes else repr(near[0])}?" if near else otherwise
+
+
+def call(function: Callable[..., Any], words: Sequence[str], name: str) -> Any:
+    """Call a function with the words of a command as its keyword arguments.
+
+    Args:
+        function: Its parameters are the options; ``**keys`` takes any other, and checks them itself. A parameter whose
+            annotation is a text, a whole number or a switch gets nothing else.
+        words: The words of the command after its name.
+        name: What messages call the command.
+
+    Raises:
+        ValueError: If an option is unknown, missing, without a value or of the wrong kind, before the call.
+    """
+    given = read_words(words)
+    parameters = inspect.signature(function).parameters
+    options = {key: one for key, one in parameters.items() if one.kind is not inspect.Parameter.VAR_KEYWORD}
+    listed = f"Its options: {', '.join(f'--{key}' for key in options)}."
+    if given.plain:
+        raise ValueError(f"{str(given.plain[0])!r} belongs to no option of {name}. {listed}")
+    if len(options) == len(parameters):
+        for key in given.keys:
+            if key not in options:
+                raise ValueError(f"{name} has no option --{key}. {nearest(key, options, listed, '--')}")
+    for key, one in options.items():
+        if one.default is inspect.Parameter.empty and key not in given.keys:
+            raise ValueError(f"{name} needs --{key}. Give it a value; {name} --help says which.")
+    hints = get_type_hints(function)
+    refuse_bare(key for key in given.bare if bool not in _kinds(hints.get(key)))
+    for key, value in given.keys.items():
+        _check_option(key, value, _kinds(hints.get(key)))
+    return function(**given.keys)
+
+
+def _kinds(hint: Any) -> set[Any]:
+    return set(get_args(hint)) or {hint}
+
+
+def _check_option(key: str, value: Any, kinds: set[Any]) -> None:
+    if value is None and type(None) in kinds:
+        return
+    if kinds <= {str, type(None)} and not isinstance(value, str):
+        raise ValueError(f"--{key} must be a text, got {value!r}. Write a name that is a number or a list as ./name.")
+    if kinds <= {int, type(None)} and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"--{key} must be a whole number, got {value!r}. Write, for example, --{key} 1.")

@@ -1,0 +1,109 @@
+"""Workflows of the configs, started by their names: config files and keys -> checks -> MONAI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.command_line.command import check_merged, refuse_unknown_keys
+from bundle.command_line.configs import ROOT, config_path, config_paths, read_config
+from bundle.command_line.values import check_literals, refuse_bare
+from bundle.command_line.words import Words, read_words
+
+TAKEN_BY_MONAI = ("meta_file", "logging_file", "tracking")
+CHOSEN_BY_THE_VERB = ("config_file", "run_id", "init_id", "final_id", "workflow_name", "workflow_type")
+
+USAGE = """{name}: {summary}
+
+    python -m bundle {name} --key value ...
+
+Every key of the config can be set, a part of it as --train#trainer#max_epochs 3. Config files that are put after the
+first, by name or path:
+
+    --configs data_sabs_ct,preset_fast_cpu     (--data is the same, and goes first)
+
+The files: {files}. The keys that are meant to be set:
+"""
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A workflow of the shipped configs.
+
+    Attributes:
+        summary: What it does, in a line.
+        first: The config that it reads first.
+        last: The config that goes after all others, if any.
+        run_id: What of the config is run.
+    """
+
+    summary: str
+    first: str
+    run_id: str
+    last: str | None = None
+
+    def help(self, name: str) -> str:
+        """Return the manual: the config's keys that are meant to be set, each with its comment."""
+        files = [config_path(file) for file in (self.first, self.last) if file]
+        usage = USAGE.format(name=name, summary=self.summary, files=", ".join(path.name for path in files))
+        return "\n".join([usage, *(_keys_to_set(path) for path in files)])
+
+    def run(self, name: str, words: Sequence[str]) -> None:
+        """Check all that can be wrong in a command, and run it.
+
+        Raises:
+            ValueError: If the command or a config is wrong, before any work.
+        """
+        given = read_words(words)
+        keys = _given_keys(name, given)
+        overrides = config_paths(keys.pop("data", None), keys.pop("configs", None))
+        files = [*config_paths(self.first), *overrides, *config_paths(self.last)]
+        refuse_unknown_keys(files, keys, TAKEN_BY_MONAI)
+        refuse_bare(given.bare)
+        check_literals(keys)
+        for key, value in self._places(overrides).items():
+            keys.setdefault(key, value)
+        from bundle.command_line.quick_monai import ConfigWorkflow  # here, since MONAI takes seconds
+
+        check_merged(files, {key: value for key, value in keys.items() if key not in TAKEN_BY_MONAI})
+        workflow = ConfigWorkflow([str(path) for path in files], run_id=self.run_id, **keys)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+    def _places(self, overrides: Sequence[Path]) -> dict[str, Any]:
+        """Return where a command from any folder reads and writes: beside the package, and in the working folder."""
+        output_dir = read_config(config_path(self.first))["output_dir"].replace("@bundle_root", "'.'")
+        taken = {key for path in overrides for key in read_config(path)}
+        places = {"bundle_root": str(ROOT), "output_dir": output_dir}
+        return {key: place for key, place in places.items() if key not in taken}
+
+
+def _given_keys(name: str, words: Words) -> dict[str, Any]:
+    """Return the keys of a command, and of its ``--args_file`` where it does not set them itself."""
+    if words.plain:
+        raise ValueError(
+            f"{str(words.plain[0])!r} belongs to no key. Write --key value, such as --dataset_dir <folder>."
+        )
+    refuse_bare(words.bare & {"data", "configs", "args_file"})
+    keys = dict(words.keys)
+    if "args_file" in keys:
+        keys = read_config(Path(str(keys.pop("args_file")))) | keys
+    for key in CHOSEN_BY_THE_VERB:
+        if key in keys:
+            raise ValueError(
+                f"--{key} is chosen by {name} itself. Add config files with --configs <name or path>, or use "
+                "python -m monai.bundle run."
+            )
+    return keys
+
+
+def _keys_to_set(path: Path) -> str:
+    """Return the part of a config that a user sets, with its comments: up to its paths, without its head."""
+    lines = path.read_text(encoding="utf-8").split("# --- paths")[0].splitlines()
+    start = next((place for place, line in enumerate(lines) if line.startswith("# --- set these")), None)
+    if start is None:  # a short one: what follows its first comment
+        start = next(place for place, line in enumerate(lines) if line and not line.startswith("#"))
+    return "\n".join(lines[start:]).rstrip()
