@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle import distributed
+from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
 
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
 
 logger = logging.getLogger(__name__)
-
-BROKEN_FILE = (RuntimeError, ValueError, OSError, EOFError, ImageFileError, HeaderDataError, zlib.error)
-"""What MONAI, nibabel and zlib raise over a file that is damaged or is not what it should be."""
 
 
 class ScanError(ValueError):
@@ -35,15 +30,24 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         ScanError: If the files cannot be read or are not what the transforms expect.
     """
     for key in ("image", "label"):
-        if key in scan and not Path(scan[key]).is_file():
-            raise ScanError(f"{scan[key]}: there is no such {key} file.")
+        if key in scan:
+            _check_is_file(scan[key], key)
     try:
         return transform(dict(scan))
     except BROKEN_FILE as error:
         reason = _reason(error)
         if not isinstance(reason, BROKEN_FILE):
             raise  # a mistake in a transform is not the file's
-        raise ScanError(f"{scan['image']}: {_in_words(reason)}") from error
+        # A reader names the file itself, since it may be the label's.
+        words = str(reason) if isinstance(reason, FileError) else f"{scan['image']}: {in_words(reason)}"
+        raise ScanError(words) from error
+
+
+def _check_is_file(path: Any, what: str) -> None:
+    try:
+        check_is_file(Path(path), what)
+    except (ValueError, OSError) as error:
+        raise ScanError(f"{path}: {in_words(error)}") from error
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -51,12 +55,6 @@ def _reason(error: BaseException) -> BaseException:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, ValueError | FileNotFoundError):
-        return str(error)
-    return f"the file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."
 
 
 class ScanDataset(Dataset[Any]):
