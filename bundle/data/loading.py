@@ -141,4 +141,5 @@ def report_problems(problems: Sequence[str]) -> None:
     """
     if problems:
         lines = "\n  ".join(problems)
-        raise ScanError(f"{len(problems)} scans could not be used, all others are done:\n  {lines}")
+        scans = "1 scan" if len(problems) == 1 else f"{len(problems)} scans"
+        raise ScanError(f"{scans} could not be used, all others are done:\n  {lines}")

@@ -1,6 +1,6 @@
 """The reader of every image and label file, on every road: ``LoadImaged(reader=ScanReader())``.
 
-NIfTI files are read by ``nifti.py``: a geometry rule of our own, checksums, no correction of headers. NRRD and MetaImage
+NIfTI is read by ``nifti.py``: a geometry rule of our own, checksums, no correction of headers. NRRD and MetaImage
 (``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``) are read by MONAI's ITKReader, after a look at what their headers declare.
 """
 
@@ -65,6 +65,7 @@ class ScanReader(ImageReader):
         """
         try:
             check_is_file(Path(img))
+            _check_content(Path(img))
             is_nifti = img.lower().endswith(NIFTI_SUFFIXES)
             values, affine = read_nifti(img) if is_nifti else _read_by_itk(img)
         except BROKEN_FILE as error:
@@ -79,7 +80,7 @@ class ScanReader(ImageReader):
 
 
 def check_is_file(path: Path, what: str = "file") -> None:
-    """Raise ``ValueError`` if there is no file, or only what stands for one.
+    """Raise ``ValueError`` if there is no file.
 
     Args:
         path: Where it should be.
@@ -89,6 +90,9 @@ def check_is_file(path: Path, what: str = "file") -> None:
         raise ValueError(f"this is a folder, no {what}. Rename it, or give the files in it.")
     if not path.is_file():
         raise ValueError(f"there is no such {what} file.")
+
+
+def _check_content(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if not start:
@@ -127,7 +131,7 @@ def in_words(error: BaseException) -> str:
     """Return what a user should read of an error over a file, in one or two sentences."""
     if isinstance(error, MemoryError):
         return "the volume does not fit into memory. Close other programs, or take a machine with more."
-    if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and str(error).endswith(".")):
+    if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and str(error).endswith((".", "?"))):
         return str(error)
     text = " ".join(str(error).split()).rstrip(".")
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

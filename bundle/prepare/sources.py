@@ -14,6 +14,7 @@ from pathlib import Path
 
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
+from bundle.data.reader import ScanReader
 from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
@@ -207,7 +208,7 @@ def read_files(scan: SourceScan) -> Data:
     if not scan.image:
         raise ValueError("there is a label, but no image.")
     files = {IMAGE: scan.image[0]} | ({LABEL: scan.label[0]} if scan.label else {})
-    volumes = LoadImaged(list(files), image_only=True)(files)
+    volumes = LoadImaged(list(files), reader=ScanReader, image_only=True)(files)
     return EnsureChannelFirstd(list(files))(volumes)
 
 
