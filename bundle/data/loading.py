@@ -64,6 +64,10 @@ class ScanDataset(Dataset[Any]):
         data: The scans' files, or what finds them: it is called when the first scan is asked for.
         transform: What turns a scan's files into volumes.
         enabled: If false, the data set is empty whatever ``data`` says.
+        check: Instead of raising over a broken scan, try this on every one first: those that fail are left out.
+
+    Attributes:
+        problems: What is wrong with the scans that were left out, a line each.
     """
 
     def __init__(
@@ -71,15 +75,21 @@ class ScanDataset(Dataset[Any]):
         data: Sequence[Scan] | Callable[[], Sequence[Scan]],
         transform: Callable[[Any], Any],
         enabled: bool = True,
+        check: Callable[[Any], Any] | None = None,
     ) -> None:
         self._data = data if enabled else []
         self.transform = transform
+        self.check = check
+        self.problems: list[str] = []
 
     @property
     def data(self) -> list[Scan]:
         """The scans' files."""
         if callable(self._data):
             self._data = self._data()
+        if self.check is not None and self._data:
+            self._data, self.problems = usable_scans(self._data, self.check)
+            self.check = None  # once
         return list(self._data)
 
     def __len__(self) -> int:
