@@ -18,6 +18,9 @@ from bundle.data.nifti import BLOCK, DEFLATE_LIMIT
 HEADER_LIMIT = 1 << 20
 """Bytes in which a header must end."""
 
+MOST_DIMENSIONS = 5
+"""Of a file that is handed to ITK."""
+
 NRRD_BYTES = {
     1: "signed char|int8|int8_t|uchar|unsigned char|uint8|uint8_t",
     2: "short|short int|signed short|signed short int|int16|int16_t|ushort|unsigned short|unsigned short int"
@@ -41,7 +44,7 @@ class Declared:
     Attributes:
         size: Bytes that they take, not compressed; of text, the fewest that it can be written in.
         file: Where they are.
-        offset: Of their first byte in it; ``-1`` counts from the end.
+        offset: Of their first byte in it.
         encoding: ``raw``, ``text``, ``gzip``, or ``zlib``, a stream without gzip's frame.
     """
 
@@ -60,7 +63,9 @@ def check_declared(path: Path) -> None:
         OSError, EOFError, zlib.error: If it is damaged.
     """
     declared = _nrrd(path) if path.suffix.lower() in (".nrrd", ".nhdr") else _meta_image(path)
-    present = declared.file.stat().st_size - max(declared.offset, 0)
+    if not declared.file.is_file():
+        raise ImageFileError(f"its voxels should be in {declared.file.name[:50]!r} beside it, which is not there")
+    present = declared.file.stat().st_size - declared.offset
     room = present * (DEFLATE_LIMIT if declared.encoding in ("gzip", "zlib") else 1)
     if declared.size > room:
         raise ImageFileError(f"it declares {declared.size} bytes of voxels, and can hold {room} at most")
@@ -100,9 +105,10 @@ def _nrrd(path: Path) -> Declared:
     if encoding is None or " " in name or name == "LIST" or "lineskip" in fields or (skip and encoding != "raw"):
         raise ValueError(
             "a NRRD file must hold its voxels in one piece, raw or gzip, from the first byte, got encoding "
-            f"{fields.get('encoding')!r}, data file {name!r}, byte skip {skip}. Save it anew."
+            f"{fields.get('encoding', '')[:20]!r}, data file {name[:50]!r}, byte skip {skip}. Save it anew."
         )
-    size = _size(_numbers(fields.get("sizes", "")), fields.get("type", ""), NRRD_BYTES, encoding)
+    sizes = _checked_sizes(fields, "dimension", "sizes")
+    size = _size(sizes, fields.get("type", ""), NRRD_BYTES, encoding)
     return Declared(size, path.parent / name if name else path, max(skip, 0) + (0 if name else end), encoding)
 
 
@@ -118,7 +124,8 @@ def _meta_image(path: Path) -> Declared:
     is_compressed = fields.get("compresseddata", "false").lower() == "true"
     encoding = "text" if is_text else "zlib" if is_compressed else "raw"
     channels = _numbers(fields.get("elementnumberofchannels", "1"), 1)
-    size = _size([*_numbers(fields.get("dimsize", "")), *channels], fields.get("elementtype", ""), META_BYTES, encoding)
+    sizes = _checked_sizes(fields, "ndims", "dimsize")
+    size = _size([*sizes, *channels], fields.get("elementtype", ""), META_BYTES, encoding)
     is_local = name.upper() == "LOCAL"
     skip = int(_numbers(fields.get("headersize", "0"), 1)[0])
     return Declared(size, path if is_local else path.parent / name, end if is_local else max(skip, 0), encoding)
@@ -145,13 +152,21 @@ def _numbers(text: str, count: int | None = None) -> list[int]:
         or (count is not None and len(words) != count)
         or not all(re.fullmatch(r"-?\d{1,18}", w) for w in words)
     ):
-        raise ImageFileError(f"its header has {text!r} where whole numbers must be")
+        raise ImageFileError(f"its header has {text[:50]!r} where whole numbers must be")
     return [int(word) for word in words]
+
+
+def _checked_sizes(fields: Mapping[str, str], dimension: str, sizes: str) -> list[int]:
+    # ITK counts on the one where it needs the other, and never ends if that is wrong.
+    (count,) = _numbers(fields.get(dimension, ""), 1)
+    if not 1 <= count <= MOST_DIMENSIONS:
+        raise ImageFileError(f"its header declares {count} dimensions")
+    return _numbers(fields.get(sizes, ""), count)
 
 
 def _size(sizes: list[int], kind: str, known: Mapping[int, str], encoding: str) -> int:
     bytes_each = [size for size, names in known.items() if kind.lower() in names.lower().split("|")]
     if not bytes_each or min(sizes) < 1:
-        raise ImageFileError(f"its header declares {sizes} voxels of type {kind!r}")
+        raise ImageFileError(f"its header declares {sizes} voxels of type {kind[:20]!r}")
     # A number in text takes a digit and a blank.
     return math.prod(sizes) * (2 if encoding == "text" else bytes_each[0]) - (encoding == "text")

@@ -109,15 +109,13 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
 
 
 def _with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
-    is_second = isinstance(scan, nibabel.Nifti2Header)
-    header = nibabel.Nifti2Header() if is_second else nibabel.Nifti1Header()
-    header.set_data_dtype(values.dtype)
-    header.set_data_shape(values.shape)
-    header["pixdim"][:4] = scan["pixdim"][:4]
+    # Without an affine of its own nibabel leaves the header's alone. What is set later, it does not correct.
+    kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    image = kind(values, None)
+    image.header["pixdim"][:4] = scan["pixdim"][:4]
     for field in GEOMETRY:
-        header[field] = scan[field]
-    # Without an affine of its own, nibabel leaves the header's alone.
-    return (nibabel.Nifti2Image if is_second else nibabel.Nifti1Image)(values, None, header)
+        image.header[field] = scan[field]
+    return image
 
 
 def _opened(path: Path) -> io.BufferedIOBase:

@@ -105,14 +105,15 @@ def _read_by_itk(path: str) -> tuple[np.ndarray, np.ndarray]:
     if find_spec("itk") is None:
         raise ValueError("this format is read by itk, which is not installed: pip install itk, or save it as .nii.gz.")
     check_declared(Path(path))
-    reader = ITKReader()
-    image = reader.read(path)
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"a scan must hold one real number a voxel, got {image.GetNumberOfComponentsPerPixel()}. "
-            "Export one in gray values."
-        )
-    values, meta = reader.get_data(image)
+    try:
+        reader = ITKReader()
+        image = reader.read(path)
+        channels = image.GetNumberOfComponentsPerPixel()
+        values, meta = reader.get_data(image)
+    except (TypeError, KeyError, AttributeError) as error:  # ITK's answer to letters that are none, and odd types
+        raise ImageFileError(f"its header makes no sense to ITK: {error}") from error
+    if channels != 1:
+        raise ValueError(f"a scan must hold one real number a voxel, got {channels}. Export it in gray values.")
     affine = to_affine_nd(3, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64))
     check_affine(affine)
     return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C"), affine
@@ -133,6 +134,6 @@ def in_words(error: BaseException) -> str:
         return "the volume does not fit into memory. Close other programs, or take a machine with more."
     if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and str(error).endswith((".", "?"))):
         return str(error)
-    text = " ".join(str(error).split()).rstrip(".")
+    text = " ".join(str(error).rsplit("ERROR: ", 1)[-1].split()).rstrip(".")  # ITK's begin with a place in its source
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
     return f"the file cannot be read ({type(error).__name__}: {text}). It may be truncated; copy it again."
