@@ -1,6 +1,8 @@
 # Two commands, each doing its own set-up on a machine that has python3 (3.10 or newer) and make:
 #   make train    learn on a phantom study and segment patients it has not seen
 #   make test     lint, types, tests
+# And, for damaged files, bad inputs and kills in great numbers (many minutes; a part of them is in make test):
+#   make test-faults
 # And, for MONAI Label (a second environment, about 2 GB):
 #   make test-monai-label
 
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: train test test-monai-label clean
+.PHONY: train test test-faults test-monai-label clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version'
@@ -26,6 +28,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(WORKERS) --cov --cov-fail-under=95
+
+test-faults: $(READY)
+	ALPNET_FAULTS=$${ALPNET_FAULTS:-full} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+		$(BIN)/python -m pytest tests/faults -m faults --capture=no
 
 test-monai-label:
 	bash tests/monai_label/environment.sh $(VENV)-monai-label

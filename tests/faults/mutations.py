@@ -133,7 +133,12 @@ def _noise(random: np.random.Generator, content: bytearray) -> bytearray:
     return bytearray(random.bytes(len(content)))
 
 
+def _nothing(random: np.random.Generator, content: bytearray) -> bytearray:
+    return content
+
+
 DAMAGES = {
+    "nothing": _nothing,
     "flipped bits": _flipped,
     "header bytes": _header_bytes,
     "header number": _header_number,
