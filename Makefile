@@ -1,8 +1,8 @@
 # Two commands, each doing its own set-up on a machine that has python3 (3.10 or newer) and make:
 #   make train    learn on a phantom study and segment patients it has not seen
 #   make test     lint, types, tests
-# Longer:
-#   make test-faults   all tests with damaged files, bad inputs and kills
+# And, for damaged files, bad inputs and kills in great numbers (many minutes; a part of them is in make test):
+#   make test-faults
 # And, for MONAI Label (a second environment, about 2 GB):
 #   make test-monai-label
 
@@ -30,7 +30,8 @@ test: $(READY)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(WORKERS) --cov --cov-fail-under=95
 
 test-faults: $(READY)
-	ALPNET_FAULTS=full OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/faults -m faults
+	ALPNET_FAULTS=$${ALPNET_FAULTS:-full} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+		$(BIN)/python -m pytest tests/faults -m faults --capture=no
 
 test-monai-label:
 	bash tests/monai_label/environment.sh $(VENV)-monai-label

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bundle.command_line.errors import is_command
 from bundle.files import keep_alone
 
 

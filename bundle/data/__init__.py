@@ -3,6 +3,7 @@
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.data.exclusion import SliceExclusion
 from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.data.reader import FileError, ScanReader
 from bundle.data.scans import (
     Split,
     dataset_name,
@@ -18,8 +19,10 @@ from bundle.data.scans import (
 __all__ = [
     "EpisodeDataset",
     "EpisodeSampler",
+    "FileError",
     "ScanDataset",
     "ScanError",
+    "ScanReader",
     "SliceExclusion",
     "Split",
     "dataset_name",

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bundle import distributed
+from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
 
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
 
 logger = logging.getLogger(__name__)
-
-BROKEN_FILE = (RuntimeError, ValueError, OSError, EOFError, ImageFileError, HeaderDataError, zlib.error)
-"""What MONAI, nibabel and zlib raise over a file that is damaged or is not what it should be."""
 
 
 class ScanError(ValueError):
@@ -35,15 +30,24 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         ScanError: If the files cannot be read or are not what the transforms expect.
     """
     for key in ("image", "label"):
-        if key in scan and not Path(scan[key]).is_file():
-            raise ScanError(f"{scan[key]}: there is no such {key} file.")
+        if key in scan:
+            _check_is_file(scan[key], key)
     try:
         return transform(dict(scan))
     except BROKEN_FILE as error:
         reason = _reason(error)
         if not isinstance(reason, BROKEN_FILE):
             raise  # a mistake in a transform is not the file's
-        raise ScanError(f"{scan['image']}: {_in_words(reason)}") from error
+        # A reader names the file itself, since it may be the label's.
+        words = str(reason) if isinstance(reason, FileError) else f"{scan['image']}: {in_words(reason)}"
+        raise ScanError(words) from error
+
+
+def _check_is_file(path: Any, what: str) -> None:
+    try:
+        check_is_file(Path(path), what)
+    except (ValueError, OSError) as error:
+        raise ScanError(f"{path}: {in_words(error)}") from error
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -53,12 +57,6 @@ def _reason(error: BaseException) -> BaseException:
     return error
 
 
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, ValueError | FileNotFoundError):
-        return str(error)
-    return f"the file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."
-
-
 class ScanDataset(Dataset[Any]):
     """Scans, read when they are asked for; a broken one raises a ``ScanError`` with its name.
 
@@ -66,6 +64,10 @@ class ScanDataset(Dataset[Any]):
         data: The scans' files, or what finds them: it is called when the first scan is asked for.
         transform: What turns a scan's files into volumes.
         enabled: If false, the data set is empty whatever ``data`` says.
+        check: Instead of raising over a broken scan, try this on every one first: those that fail are left out.
+
+    Attributes:
+        problems: What is wrong with the scans that were left out, a line each.
     """
 
     def __init__(
@@ -73,15 +75,21 @@ class ScanDataset(Dataset[Any]):
         data: Sequence[Scan] | Callable[[], Sequence[Scan]],
         transform: Callable[[Any], Any],
         enabled: bool = True,
+        check: Callable[[Any], Any] | None = None,
     ) -> None:
         self._data = data if enabled else []
         self.transform = transform
+        self.check = check
+        self.problems: list[str] = []
 
     @property
     def data(self) -> list[Scan]:
         """The scans' files."""
         if callable(self._data):
             self._data = self._data()
+        if self.check is not None and self._data:
+            self._data, self.problems = usable_scans(self._data, self.check)
+            self.check = None  # once
         return list(self._data)
 
     def __len__(self) -> int:
@@ -143,4 +151,5 @@ def report_problems(problems: Sequence[str]) -> None:
     """
     if problems:
         lines = "\n  ".join(problems)
-        raise ScanError(f"{len(problems)} scans could not be used, all others are done:\n  {lines}")
+        scans = "1 scan" if len(problems) == 1 else f"{len(problems)} scans"
+        raise ScanError(f"{scans} could not be used, all others are done:\n  {lines}")

@@ -1,17 +1,39 @@
-"""Reading and writing NIfTI files: a mask lies exactly where its scan lies."""
+"""Reading and writing NIfTI files: every byte is checked, and a mask lies exactly where its scan lies."""
 
 from __future__ import annotations
 
+import gzip
+import io
+import math
 from pathlib import Path
-from typing import cast
 
 import nibabel
 import numpy as np
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
+from nibabel.filebasedimages import ImageFileError
+from nibabel.volumeutils import apply_read_scaling
 
+from bundle.data.geometry import Header, affine_of
 from bundle.data.scans import scan_name
 from bundle.files import written_whole
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+GZIP = b"\x1f\x8b"
+"""How a file begins that is compressed, whatever its name."""
+
+DEFLATE_LIMIT = 1032
+"""A byte of a gzip file holds at most so many bytes: what declares more needs not be read."""
+
+BLOCK = 1 << 20
+"""Bytes that are decompressed at once."""
+
+GEOMETRY = (
+    *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+"""The fields of a header that say, with ``pixdim``, where its voxels lie."""
 
 
 def source_of(image: MetaTensor) -> str:
@@ -24,26 +46,152 @@ def name_of(image: MetaTensor) -> str:
     return scan_name(source_of(image))
 
 
+def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a NIfTI file to its last byte, compressed or not, whatever its name says.
+
+    Memory is taken as the file turns out to hold it, never as its header declares.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its values, scaled, float32, of the file's shape without trailing dimensions of 1 (from the fourth on); and
+        its affine, see ``affine_of``.
+
+    Raises:
+        ValueError: If it is no NIfTI file, is shorter than its header declares, holds other than real numbers, or
+            does not say where its voxels lie.
+        OSError, EOFError, zlib.error: If it is damaged, a wrong checksum of gzip included.
+    """
+    with _opened(Path(path)) as stream:
+        header = _header(stream)
+        affine = affine_of(header)
+        values = _values(stream, header, Path(path).stat().st_size)
+        while stream.read(BLOCK):  # to the end, where the checksum is
+            pass
+    return values, affine
+
+
+def read_header(path: str | Path) -> Header:
+    """Return a NIfTI file's header as it is stored, not corrected.
+
+    Raises:
+        ValueError: If it is no NIfTI file.
+        OSError, EOFError, zlib.error: If it is damaged.
+    """
+    with _opened(Path(path)) as stream:
+        return _header(stream)
+
+
+def voxel_milliliters(path: str | Path) -> float:
+    """Return the volume of a voxel of a NIfTI file, ml, by the geometry that it is loaded with."""
+    return abs(float(np.linalg.det(affine_of(read_header(path))[:3, :3]))) / 1000
+
+
 def save_nifti(label: MetaTensor, path: Path, like: str | None = None, description: str = "") -> None:
     """Write a label map ``(1, H, W, Z)``; beside its place first, then renamed.
 
     Args:
         label: The label map on its scan's grid.
         path: Where it goes.
-        like: The scan's file: if it is NIfTI, the mask gets exactly its affine, with its codes and units.
+        like: The scan's file: if it is NIfTI, the mask gets exactly the bytes of its header that say where voxels lie,
+            so every program that reads both puts them in the same place.
         description: What stands in the header's ``descrip``, at most 79 characters.
     """
-    values, affine, header = np.asarray(label)[0], np.asarray(label.affine), None
-    if like is not None and like.lower().endswith((".nii", ".nii.gz")) and Path(like).is_file():
-        scan = cast("nibabel.Nifti1Image", nibabel.load(like))
-        affine, header = np.asarray(scan.affine), nibabel.Nifti1Header()
-        header.set_xyzt_units(*scan.header.get_xyzt_units())
-        header.set_data_dtype(values.dtype)
-    image = nibabel.Nifti1Image(values, affine, header)
-    if header is not None:
-        image.set_sform(affine, int(scan.header["sform_code"]) or 2)
-        qform, code = scan.header.get_qform(coded=True)
-        image.set_qform(qform, int(code))
+    values = np.asarray(label)[0]
+    if like is not None and like.lower().endswith(NIFTI_SUFFIXES) and Path(like).is_file():
+        image = _with_geometry(values, read_header(like))
+    else:
+        image = nibabel.Nifti1Image(values, np.asarray(label.affine))
     image.header["descrip"] = description
     with written_whole(path) as unfinished:
         nibabel.save(image, unfinished)
+
+
+def _with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
+    # Without an affine of its own nibabel leaves the header's alone. What is set later, it does not correct.
+    kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    image = kind(values, None)
+    image.header["pixdim"][:4] = scan["pixdim"][:4]
+    for field in GEOMETRY:
+        image.header[field] = scan[field]
+    return image
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    with path.open("rb") as file:
+        is_compressed = file.read(len(GZIP)) == GZIP
+    return gzip.GzipFile(path) if is_compressed else path.open("rb")
+
+
+def _header(stream: io.BufferedIOBase) -> Header:
+    kinds = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+    start = stream.read(4)
+    size = next((n for order in ("little", "big") if (n := int.from_bytes(start, order)) in kinds), None)
+    if size is None:
+        raise ImageFileError("it does not begin with a NIfTI header")
+    block = start + stream.read(size - len(start))
+    if len(block) < size:
+        raise ImageFileError(f"its header has {len(block)} of {size} bytes")
+    header = kinds[size](block, check=False)
+    if header["magic"].item()[:3] != (b"n+2" if size == 540 else b"n+1"):
+        raise ImageFileError(f"its header is not followed by voxels: magic {header['magic'].item()!r}")
+    return header
+
+
+def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np.ndarray:
+    shape, dtype, offset = _shape(header), _dtype(header), _offset(header)
+    count = math.prod(shape) * dtype.itemsize
+    room = bytes_on_disk * (DEFLATE_LIMIT if isinstance(stream, gzip.GzipFile) else 1)
+    if offset + count > room:
+        raise _too_short(shape, dtype, f"{offset + count} bytes, and can hold {room} at most")
+    stream.seek(offset)
+    buffer = np.empty(count, np.uint8)  # a page of memory is taken when it is written to
+    filled = _fill(stream, buffer.data)
+    if filled < count:
+        raise _too_short(shape, dtype, f"{count} bytes, but holds {filled}")
+    slope, intercept = header.get_slope_inter()
+    values = apply_read_scaling(buffer.view(dtype).reshape(shape, order="F"), slope, intercept)
+    return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C")
+
+
+def without_trailing_ones(values: np.ndarray) -> np.ndarray:
+    """Drop dimensions of 1 behind the third."""
+    kept = values.ndim
+    while kept > 3 and values.shape[kept - 1] == 1:
+        kept -= 1
+    return values[(slice(None),) * kept + (0,) * (values.ndim - kept)]
+
+
+def _fill(stream: io.BufferedIOBase, view: memoryview) -> int:
+    filled = 0
+    while filled < len(view) and (read := stream.readinto(view[filled : filled + BLOCK])):
+        filled += read
+    return filled
+
+
+def _shape(header: Header) -> tuple[int, ...]:
+    stored = [int(n) for n in header["dim"]]
+    shape = tuple(stored[1 : stored[0] + 1])
+    if not 1 <= stored[0] <= 7 or min(shape) < 1:
+        raise ImageFileError(f"its header must declare 1 to 7 dimensions of at least 1, got dim {stored}")
+    return shape
+
+
+def _dtype(header: Header) -> np.dtype:
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        kind = "complex numbers" if dtype.kind == "c" else "colors (RGB)" if dtype.names else str(dtype)
+        raise ValueError(f"a scan must hold one real number a voxel, got {kind}. Export it in gray values.")
+    return dtype
+
+
+def _offset(header: Header) -> int:
+    offset = float(header["vox_offset"])
+    if not header.sizeof_hdr <= offset <= 2**40:
+        raise ImageFileError(f"its voxels must begin after {header.sizeof_hdr} bytes of header, got {offset:g}")
+    return int(offset)
+
+
+def _too_short(shape: tuple[int, ...], dtype: np.dtype, what: str) -> ImageFileError:
+    return ImageFileError(f"it declares {' x '.join(map(str, shape))} voxels of {dtype.name}, {what}")

@@ -2,12 +2,14 @@
 
 <dataset_dir>/images/<scan>.nii.gz        every scan
 <dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
+
+nnU-Net's imagesTr/<scan>_0000.nii.gz and labelsTr/<scan>.nii.gz are read as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,16 @@ from bundle.data.phantoms import write_phantoms
 ScanFiles = dict[str, Any]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+SEGMENTATION_SUFFIX = ".seg.nrrd"
+"""Of 3D Slicer's segmentations, which are label maps and never scans."""
+
+IMAGE_FOLDERS = ("images", "imagesTr")
+LABEL_FOLDERS = ("labels", "labelsTr")
+"""Of our layout, and of nnU-Net's; the first that is there counts."""
+
+NNUNET_FOLDERS = ("imagesTr", "imagesTs")
+"""Where nnU-Net has a file for each channel of a scan."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ def find_scans(
     """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
 
     Args:
-        dataset_dir: Folder of scans.
+        dataset_dir: Folder of scans, or one file.
         support: The annotated scans, which are not segmented again.
         default: Opens the split whose queries to use if ``dataset_dir`` is ``None``.
 
@@ -167,8 +179,11 @@ def find_scans(
     if dataset_dir is None:
         return _images(default().queries if default is not None else [])
     folder = Path(dataset_dir)
-    if folder.is_dir() and not (folder / "images").is_dir():
-        scans = [{"image": str(path)} for _, path in sorted(_by_name(folder).items())]
+    if folder.is_file():
+        scans = [{"image": str(folder)}]
+    elif folder.is_dir() and not subfolder(folder, IMAGE_FOLDERS).is_dir():
+        images = first_channels(_by_name(folder), {}, folder)
+        scans = [{"image": str(path)} for _, path in sorted(images.items())]
     else:
         scans = _images(list_scans(folder))
     known = {Path(scan["image"]).resolve() for scan in support}
@@ -191,16 +206,17 @@ def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"dataset_dir {folder} does not exist. Give a folder that holds images/.")
-    images = _by_name(folder / "images")
+    place, label_place = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, LABEL_FOLDERS)
+    labels = _by_name(label_place, (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES))
+    images = first_channels(_by_name(place), labels, place)
     if not images:
         raise FileNotFoundError(
-            f"{folder} holds no scan: put them into {folder / 'images'} as one of {', '.join(IMAGE_SUFFIXES)} "
+            f"{folder} holds no scan: put them into {place} as one of {', '.join(IMAGE_SUFFIXES)} "
             "(and label maps of equal names into labels/)."
         )
-    labels = _by_name(folder / "labels")
     if orphans := sorted(set(labels) - set(images)):
         raise ValueError(
-            f"a label map must have the name of its image, but {len(orphans)} of {folder / 'labels'} have none: "
+            f"a label map must have the name of its image, but {len(orphans)} of {label_place} have none: "
             f"{', '.join(orphans[:5])}. Rename them, or move them away."
         )
     return [
@@ -255,10 +271,40 @@ def _images(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
     return [{"image": scan["image"]} for scan in scans]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def subfolder(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of some folders that is there; the first one if none is."""
+    return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
+
+
+def first_channels(images: Mapping[str, Path], labels: Collection[str], folder: Path) -> dict[str, Path]:
+    """Keep the first of each scan's channels, where images are named as nnU-Net does: ``<scan>_0000``, ``_0001``, ...
+
+    They are so in its own folders (``imagesTr``, ``imagesTs``), and where labels have the names without the number.
+
+    Args:
+        images: The image files by name.
+        labels: The names of the label maps.
+        folder: Where the images are.
+
+    Returns:
+        The image files by the names of their scans.
+    """
+    without = {name: re.sub(r"_\d{4}$", "", name) for name in images}
+    fit = bool(labels) and not set(labels) & set(images) and set(labels) <= set(without.values())
+    if not fit and folder.name not in NNUNET_FOLDERS:
+        return dict(images)
+    kept: dict[str, Path] = {}
+    for name in sorted(images):
+        kept.setdefault(without[name], images[name])
+    return kept
+
+
+def _by_name(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    files = [path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes)]
+    if SEGMENTATION_SUFFIX not in suffixes:
+        files = [path for path in files if not path.name.lower().endswith(SEGMENTATION_SUFFIX)]
     named: dict[str, Path] = {}
     for path in sorted(path for path in files if not path.name.startswith(".")):
         other = named.setdefault(scan_name(path), path)
@@ -270,7 +316,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
 def scan_name(path: str | Path) -> str:
     """Return a file's name without folder and image suffix."""
     name = Path(path).name
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

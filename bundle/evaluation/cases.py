@@ -14,11 +14,10 @@ import pandas as pd
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import IterationEvents
-from monai.transforms import LoadImage
-from monai.utils import convert_to_tensor
 
 from bundle import distributed
 from bundle.data.nifti import name_of, source_of
+from bundle.data.reader import load_volume
 from bundle.evaluation.metrics import case_metrics
 from bundle.evaluation.report_page import write_report
 from bundle.evaluation.scores import METRICS, STEPS, numbers
@@ -26,7 +25,7 @@ from bundle.files import read_csv, safe_name, write_csv
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.provenance import versions
-from bundle.transforms.volumes import restore_grid
+from bundle.transforms.volumes import restore_grid, whole_ids
 
 COLUMNS = (
     *("dataset", "method", "setting", "group", "fold", "seed", "support", "scan", "organ", "protocol"),
@@ -97,7 +96,7 @@ class CaseTable:
     def _compare(self, item: Mapping[str, Any], seconds: float) -> Iterator[dict[str, str]]:
         on_network: MetaTensor = item[NETWORK_LABEL]
         masks = restore_grid(MetaTensor(item[PRED_MASKS], meta=on_network.meta))
-        truth = convert_to_tensor(LoadImage(image_only=True)(source_of(item[LABEL])), track_meta=False)
+        truth = whole_ids(load_volume(source_of(item[LABEL])))
         affine = np.asarray(masks.affine, dtype=float)
         steps = np.linalg.inv(affine) @ np.asarray(on_network.affine, dtype=float)
         slice_axis = int(np.abs(steps[:3, 2]).argmax())  # of the file

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from pandas import DataFrame, Index, Series
 
 from bundle import distributed
-from bundle.data.nifti import name_of, save_nifti, source_of
+from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import read_csv, safe_name, write_csv
@@ -176,8 +176,7 @@ class SaveMasks:
 
     def _volumes(self, name: str, mask: np.ndarray, doubts: Mapping[str, list[str]]) -> list[list[str]]:
         # The file's own grid, so that a mask that was there already has the same volume again.
-        affine = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).affine)
-        milliliters = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        milliliters = voxel_milliliters(self._path(name))
         counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
         return [
             [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])] for organ, n in counts.items()

@@ -21,8 +21,9 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 import bundle
-from bundle.data.loading import BROKEN_FILE, ScanError
+from bundle.data.loading import ScanError
 from bundle.data.nifti import save_nifti
+from bundle.data.reader import BROKEN_FILE, in_words
 from bundle.files import UNFINISHED, alone_in, remove_abandoned, written_whole
 from bundle.keys import IMAGE, LABEL
 from bundle.prepare.recipes import Recipe
@@ -108,7 +109,7 @@ class Dataset:
             return _checked(self.recipe, self.source.read(scan), self.source.organs), content
         except BROKEN_FILE as error:
             place = os.path.relpath(scan.place, self.source.folder)
-            raise ScanError(f"{scan.name} (from {place}): {_in_words(error)}") from error
+            raise ScanError(f"{scan.name} (from {place}): {in_words(error)}") from error
 
     def add(self, scan: SourceScan, digest: str, volumes: Data) -> None:
         """Write a scan's files, and then its record."""
@@ -207,7 +208,7 @@ def _refuse_overlap(source: Source, target: Path) -> None:
 
 def _checked(recipe: Recipe, volumes: Data, organs: Mapping[str, int] | None) -> Data:
     """Check what a scan's files hold, and prepare it."""
-    volumes = CheckLabeld(LABEL)(CheckVolumed(IMAGE)(volumes))
+    volumes = CheckLabeld(LABEL, may_be_empty=True)(CheckVolumed(IMAGE)(volumes))
     if LABEL in volumes and organs is not None:
         unknown = sorted({int(value) for value in torch.unique(volumes[LABEL])} - {0, *organs.values()})
         if unknown:
@@ -215,7 +216,7 @@ def _checked(recipe: Recipe, volumes: Data, organs: Mapping[str, int] | None) ->
                 f"the label holds {unknown[:5]}, which is no organ of {dict(organs)}. Is it the label of this data set?"
             )
     prepared = recipe(volumes)
-    if LABEL in prepared and not bool(prepared[LABEL].any()):
+    if LABEL in prepared and bool(volumes[LABEL].any()) and not bool(prepared[LABEL].any()):
         raise ValueError("nothing of the label is left in the prepared field of view. Check spacing and size.")
     return prepared
 
@@ -237,9 +238,3 @@ def _voxels(volumes: Data, organs: Mapping[str, int] | None) -> dict[str, int]:
     found = {int(organ): int(count) for organ, count in zip(ids, counts, strict=True) if organ}
     names = organs or {f"organ_{organ}": organ for organ in found}
     return {name: found.get(organ, 0) for name, organ in names.items()}
-
-
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, ValueError | FileNotFoundError):
-        return str(error)
-    return f"a file cannot be read ({type(error).__name__}: {error}). It may be truncated; copy it again."

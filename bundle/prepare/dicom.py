@@ -21,7 +21,7 @@ from monai.data import MetaTensor, PydicomReader
 from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from bundle.data.loading import BROKEN_FILE
+from bundle.data.reader import BROKEN_FILE
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
 

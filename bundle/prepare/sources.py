@@ -14,7 +14,8 @@ from pathlib import Path
 
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
-from bundle.data.scans import IMAGE_SUFFIXES, scan_name
+from bundle.data.reader import ScanReader
+from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, first_channels, scan_name, subfolder
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
 
@@ -175,7 +176,7 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
     """Find the scans of any folder.
 
     Args:
-        folder: Holds the images, or ``images/`` (and ``labels/``).
+        folder: Holds the images, or ``images/`` (and ``labels/``), or nnU-Net's ``imagesTr`` (and ``labelsTr``).
         labels: Holds the labels: of equal names, or else of equal last numbers.
         organs: Names and ids; ``None`` takes what the labels hold.
         modality: ``"mr"`` or ``"ct"``.
@@ -183,11 +184,14 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
     Raises:
         ValueError: If there is no image, or it is not clear which label belongs to which image.
     """
-    images = _by_name(folder / "images" if (folder / "images").is_dir() else folder)
+    found = subfolder(folder, IMAGE_FOLDERS)
+    place = found if found.is_dir() else folder
+    label_files = _by_name(labels or subfolder(folder, LABEL_FOLDERS))
+    images = first_channels(_by_name(place), label_files, place)
     _refuse_none(images, folder, f"images ({', '.join(IMAGE_SUFFIXES)}), there or in images/")
-    label_of = _matched(images, _by_name(labels or folder / "labels"))
+    label_of = _matched(images, label_files)
     return Source(
-        name=(folder.parent if folder.name == "images" else folder).name,
+        name=(folder.parent if folder.name in IMAGE_FOLDERS else folder).name,
         folder=folder,
         modality=modality,
         organs=organs,
@@ -207,7 +211,7 @@ def read_files(scan: SourceScan) -> Data:
     if not scan.image:
         raise ValueError("there is a label, but no image.")
     files = {IMAGE: scan.image[0]} | ({LABEL: scan.label[0]} if scan.label else {})
-    volumes = LoadImaged(list(files), image_only=True)(files)
+    volumes = LoadImaged(list(files), reader=ScanReader, image_only=True)(files)
     return EnsureChannelFirstd(list(files))(volumes)
 
 

@@ -29,6 +29,13 @@ MAX_ORGAN = 32767
 """Largest organ id of a label map: masks are uint8, or int16 where an id needs it."""
 
 
+MAX_ORGANS = 255
+"""Most organs of a label map: one with more values is an image."""
+
+NEAR_WHOLE = 1e-3
+"""How far an organ id may be from a whole number; files that were scaled or stored as floats round."""
+
+
 class CheckVolumed(MapTransform):
     """Refuse what is not an image volume: each ``data[key]`` must be ``(1, H, W, Z)``, finite and not constant.
 
@@ -63,19 +70,23 @@ class CheckLabeld(MapTransform):
         keys: Label maps, as loaded and channel first.
         image_key: The image that the label belongs to.
         tolerance: How far corresponding voxels may lie apart, mm.
+        may_be_empty: Take a label map without an organ, as a scan that was annotated and shows none has.
     """
 
-    def __init__(self, keys: KeysCollection, image_key: str = "image", tolerance: float = 0.1) -> None:
+    def __init__(
+        self, keys: KeysCollection, image_key: str = "image", tolerance: float = 0.1, may_be_empty: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.image_key = image_key
         self.tolerance = tolerance
+        self.may_be_empty = may_be_empty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its labels in whole numbers.
 
         Raises:
             ValueError: If a label has another shape or affine than its image, holds fractions or negative
-                numbers, or is empty.
+                numbers, or more than 255 organs, or is empty.
         """
         result = dict(data)
         for key in self.key_iterator(data):
@@ -87,19 +98,20 @@ class CheckLabeld(MapTransform):
                     "Are the two files of the same scan?"
                 )
             self._check_affine(label, image)
-            values = torch.unique(label)
-            if not bool(torch.isfinite(values).all()) or bool((values != values.round()).any()) or values.min() < 0:
-                raise ValueError(
-                    f"a label map must hold whole organ ids from 0, got values such as {values[:6].tolist()}. "
-                    "Save it as an integer label map, not as probabilities."
-                )
-            if values.max() > MAX_ORGAN:
-                raise ValueError(
-                    f"organ ids must be at most {MAX_ORGAN}, got {int(values.max())}. Renumber the organs."
-                )
-            if values.numel() == 1 and values[0] == 0:
-                raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
+            result[key] = whole_ids(label)
+            self._check_organs(torch.unique(result[key]))
         return result
+
+    def _check_organs(self, ids: Tensor) -> None:
+        if ids.numel() == 1 and ids[0] == 0 and not self.may_be_empty:
+            raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
+        if ids.max() > MAX_ORGAN:
+            raise ValueError(f"organ ids must be at most {MAX_ORGAN}, got {int(ids.max())}. Renumber the organs.")
+        if ids.numel() - 1 > MAX_ORGANS:
+            raise ValueError(
+                f"a label map must hold at most {MAX_ORGANS} organs, got {ids.numel()} different values. "
+                "Is it an image and no label map?"
+            )
 
     def _check_affine(self, label: Any, image: Any) -> None:
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[1:]], [1])).reshape(4, -1)
@@ -109,6 +121,24 @@ class CheckLabeld(MapTransform):
                 f"a label must lie where its image lies, but their affines place the corners {apart:.1f} mm apart "
                 f"(at most {self.tolerance} mm). Resample the label to the image, or repair its header."
             )
+
+
+def whole_ids(label: Tensor) -> Tensor:
+    """Return a label map in whole numbers: what is off by 0.001 at most is rounded.
+
+    Args:
+        label: Organ ids, any shape.
+
+    Raises:
+        ValueError: If it holds fractions, negative numbers, NaN or inf.
+    """
+    whole = label.round()
+    if not bool(((label - whole).abs() <= NEAR_WHOLE).all()) or bool((whole < 0).any()):
+        raise ValueError(
+            f"a label map must hold whole organ ids from 0, got values such as {torch.unique(label)[:6].tolist()}. "
+            "Save it as an integer label map, not as probabilities."
+        )
+    return whole
 
 
 def check_shape(volume: Tensor) -> None:

@@ -13,12 +13,13 @@ import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged
 from nibabel.filebasedimages import ImageFileError
 
+from bundle.data import ScanReader
 from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
 from bundle.transforms import CheckVolumed
 from tests.data.scans import noise_volume, write_nifti
 
 LOAD = Compose(
-    [LoadImaged(keys="image", image_only=True), EnsureChannelFirstd(keys="image"), CheckVolumed(keys="image")]
+    [LoadImaged(keys="image", reader=ScanReader), EnsureChannelFirstd(keys="image"), CheckVolumed(keys="image")]
 )
 
 
@@ -118,9 +119,36 @@ def test_scans_without_fault_give_no_problem(tmp_path: Path) -> None:
     assert usable_scans(scans, LOAD, num_workers=0) == (scans, [])
 
 
+def test_a_data_set_that_checks_its_scans_leaves_out_the_broken_ones_and_says_so(tmp_path: Path) -> None:
+    good = [{"image": str(write_nifti(tmp_path / f"good_{n}.nii.gz", noise_volume(n)))} for n in range(2)]
+    bad = {"image": str(truncated(tmp_path / "bad.nii.gz"))}
+    dataset = ScanDataset(lambda: [good[0], bad, good[1]], LOAD, check=LOAD)
+    assert len(dataset) == 2
+    np.testing.assert_array_equal(np.asarray(dataset[1]["image"])[0], noise_volume(1))
+    assert [problem.split(": ")[0] for problem in dataset.problems] == [str(tmp_path / "bad.nii.gz")]
+
+
+def test_a_broken_label_map_is_named_itself(tmp_path: Path) -> None:
+    scan = {"image": str(write_nifti(tmp_path / "image.nii.gz", noise_volume()))}
+    scan["label"] = str(truncated(tmp_path / "label.nii.gz"))
+    with pytest.raises(ScanError, match=r"^\S*label\.nii\.gz: the file cannot be read"):
+        read_scan(scan, LoadImaged(["image", "label"], reader=ScanReader))
+
+
+def test_a_folder_with_the_name_of_a_scan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").mkdir()
+    with pytest.raises(ScanError, match=r"scan\.nii: this is a folder, no image\. Rename it"):
+        read_scan({"image": str(tmp_path / "scan.nii")}, LOAD)
+
+
 def test_problems_are_all_listed_at_the_end() -> None:
     with pytest.raises(ScanError, match=r"2 scans could not be used, all others are done:\n  a: broken\n  b: empty"):
         report_problems(["a: broken", "b: empty"])
+
+
+def test_a_single_problem_is_one_scan() -> None:
+    with pytest.raises(ScanError, match=r"^1 scan could not be used"):
+        report_problems(["a: broken"])
 
 
 def test_no_problem_raises_nothing() -> None:

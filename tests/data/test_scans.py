@@ -265,3 +265,55 @@ def test_tables_name_the_folder_of_the_scans(folder: str | None, name: str) -> N
 
 def test_the_files_of_scans_are_images_and_label_maps() -> None:
     assert files_of([{"image": "a", "label": "b"}, {"image": "c"}]) == ["a", "b", "c"]
+
+
+# --- what others left behind -----------------------------------------------------------------------------------
+
+
+def touched(folder: Path, *files: str) -> Path:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
+def pairs(scans: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(Path(scan["image"]).name, Path(scan.get("label", "none")).name) for scan in scans]
+
+
+def test_one_file_is_a_folder_of_one_scan(tmp_path: Path) -> None:
+    touched(tmp_path, "a.nii.gz", "b.nii.gz")
+    assert names(find_scans(tmp_path / "a.nii.gz", [])) == ["a"]
+
+
+def test_nnunets_folders_are_read_as_they_are(tmp_path: Path) -> None:
+    images = [f"imagesTr/liver_{scan}_000{channel}.nii.gz" for scan in ("007", "010", "002") for channel in (1, 0)]
+    folder = touched(tmp_path, *images, "labelsTr/liver_010.nii.gz", "labelsTr/liver_002.nii.gz")
+    assert pairs(list_scans(folder)) == [
+        ("liver_002_0000.nii.gz", "liver_002.nii.gz"),
+        ("liver_007_0000.nii.gz", "none"),
+        ("liver_010_0000.nii.gz", "liver_010.nii.gz"),
+    ]
+
+
+def test_of_several_channels_of_a_test_scan_the_first_is_segmented(tmp_path: Path) -> None:
+    folder = touched(tmp_path / "imagesTs", "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
+    assert names(find_scans(folder, [])) == ["a_0000", "b_0000"]
+
+
+def test_channels_are_known_by_the_names_of_the_labels(tmp_path: Path) -> None:
+    folder = touched(tmp_path, "images/p1_0000.nii.gz", "images/p1_0001.nii.gz", "labels/p1.nii.gz")
+    assert pairs(list_scans(folder)) == [("p1_0000.nii.gz", "p1.nii.gz")]
+
+
+def test_four_digits_of_a_scans_own_name_are_no_channel(tmp_path: Path) -> None:
+    folder = touched(tmp_path / "mine", "images/btcv_0001.nii.gz", "images/btcv_0002.nii.gz", "labels/btcv_0002.nii.gz")
+    assert pairs(list_scans(folder)) == [("btcv_0001.nii.gz", "none"), ("btcv_0002.nii.gz", "btcv_0002.nii.gz")]
+    plain = touched(tmp_path / "plain", "btcv_0001.nii.gz", "btcv_0002.nii.gz")
+    assert names(find_scans(plain, [])) == ["btcv_0001", "btcv_0002"]
+
+
+def test_slicers_segmentations_are_label_maps_and_never_scans(tmp_path: Path) -> None:
+    folder = touched(tmp_path / "set", "images/c1.nii.gz", "images/c1.seg.nrrd", "labels/c1.seg.nrrd")
+    assert pairs(list_scans(folder)) == [("c1.nii.gz", "c1.seg.nrrd")]
+    assert names(find_scans(folder / "images", [])) == ["c1"]

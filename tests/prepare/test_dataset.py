@@ -278,18 +278,26 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray], shift: float
     write_volume(path, change(np.asarray(file.dataobj)), affine)
 
 
+def test_an_annotated_scan_without_an_organ_is_prepared_and_said(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(source / "labels" / "label_2.nii.gz", np.zeros_like)
+    assert run("nifti", source=source, target=tmp_path / "target", organs="{liver: 1, spleen: 2, a: 3, b: 4}") == 0
+    assert_says(capsys.readouterr().out, "scan_2 does not show: liver, spleen, a, b")
+    assert not np.asarray(nibabel.load(tmp_path / "target" / "labels" / "scan_2.nii.gz").dataobj).any()
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda s: truncate(s / "images" / "scan_2.nii.gz"), "a file cannot be read .*truncated"),
-        (lambda s: truncate(s / "labels" / "label_2.nii.gz"), "a file cannot be read .*truncated"),
-        (lambda s: (s / "images" / "scan_2.nii.gz").write_bytes(b"no image"), "a file cannot be read"),
-        (lambda s: spoil_header(s / "images" / "scan_2.nii.gz"), "a file cannot be read .*HeaderDataError"),
+        (lambda s: truncate(s / "images" / "scan_2.nii.gz"), "the file cannot be read .*truncated"),
+        (lambda s: truncate(s / "labels" / "label_2.nii.gz"), "the file cannot be read .*truncated"),
+        (lambda s: (s / "images" / "scan_2.nii.gz").write_bytes(b"no image"), "the file cannot be read"),
+        (lambda s: spoil_header(s / "images" / "scan_2.nii.gz"), "the file cannot be read .*HeaderDataError"),
         (lambda s: (s / "labels" / "label_2.nii.gz").unlink(), "there is no label. --unlabeled keep"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v[:-1]), r"its image's shape \(20, 24, 6\)"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.asarray, shift=3.0), "corners 3.0 mm apart"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v + 5), r"holds \[5, 6, 7, 8, 9\], which is no"),
-        (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.zeros_like), "the label map is empty"),
         (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "the image is constant"),
     ],
 )
@@ -300,7 +308,7 @@ def test_a_scan_that_cannot_be_used_is_named_and_the_others_are_done(
     organs = "{liver: 1, right_kidney: 2, left_kidney: 3, spleen: 4}"
     assert run("nifti", source=source, target=tmp_path / "target", organs=organs) == 1
     text = said(capsys)
-    assert_says(text, r"error: 1 scans could not be used, all others are done:\n  scan_2 \(from images/scan_2.nii.gz\)")
+    assert_says(text, r"error: 1 scan could not be used, all others are done:\n  scan_2 \(from images/scan_2.nii.gz\)")
     assert_says(text, words)
     assert "Traceback" not in text
     assert [scan["name"] for scan in record_of(tmp_path / "target")["scans"]] == ["scan_1", "scan_10"]

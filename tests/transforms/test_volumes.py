@@ -392,6 +392,11 @@ NO_LABELS = {
     "negative": (-TRUTH, r"whole organ ids from 0, got values such as \[-1\.0, .*0\.0\]"),
     "NaN": (np.where(TRUTH == 1, np.nan, TRUTH).astype(np.float32), r"whole organ ids from 0"),
     "empty": (np.zeros_like(TRUTH), r"the label map is empty"),
+    "0.002 off": (TRUTH * 1.002, r"whole organ ids from 0, got values such as \[0\.0, 1\.00"),
+    "an image": (
+        np.arange(TRUTH.size, dtype=np.float32).reshape(TRUTH.shape) % 257,
+        r"at most 255 organs, got 257 different values\. Is it an image and no label map\?",
+    ),
 }
 
 
@@ -415,6 +420,22 @@ def test_a_label_that_lies_elsewhere_is_refused(affine: np.ndarray, apart: str, 
 def test_a_label_may_lie_off_by_less_than_the_tolerance(affine: np.ndarray, tmp_path: Path) -> None:
     checked = check_label(tmp_path, TRUTH * 7, affine)
     np.testing.assert_array_equal(checked["label"][0].numpy(), TRUTH * 7)
+
+
+@pytest.mark.parametrize("off", [-9e-4, -6e-8, 9e-4])
+def test_organ_ids_that_were_rounded_are_whole_again(off: float, tmp_path: Path) -> None:
+    checked = check_label(tmp_path, (TRUTH * 7 + off * TRUTH).astype(np.float32))
+    np.testing.assert_array_equal(checked["label"][0].numpy(), TRUTH * 7)
+
+
+def test_255_organs_are_a_label_map(tmp_path: Path) -> None:
+    label = (np.arange(TRUTH.size).reshape(TRUTH.shape) % 256).astype(np.float32)
+    np.testing.assert_array_equal(check_label(tmp_path, label)["label"][0].numpy(), label)
+
+
+def test_a_label_map_without_an_organ_is_taken_where_a_scan_may_show_none() -> None:
+    data = {key: MetaTensor(torch.zeros(1, 9, 7, 5)) for key in ("image", "label")}
+    assert not CheckLabeld("label", may_be_empty=True)(data)["label"].any()
 
 
 def test_a_label_without_background_is_a_label(tmp_path: Path) -> None:

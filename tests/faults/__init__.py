@@ -1,0 +1,8 @@
+"""Trials of what goes wrong: damaged files, odd headers. ``ALPNET_FAULTS=full`` runs all of them."""
+
+import os
+
+
+def trials(short: int, full: int) -> int:
+    """Return how many trials to run: few with the other tests, all if the environment asks for it."""
+    return full if os.environ.get("ALPNET_FAULTS") == "full" else short
