@@ -1,10 +1,9 @@
-"""How unlike are scans of other data sets, and of inverted contrast, to an annotated scan? (docs/annotate_one.md, notices)
+"""Print how unlike an annotated scan others are: of other data sets, inverted (docs/annotate_one.md, notices).
 
 python docs/results/annotate_one/unlike.py <prepared data set> [<another> ...]
 
-The first scan of the first folder is annotated; the next three, one of them inverted too, and the first scan of each other
-folder are compared with it, every third slice. Printed are similarity (logits) and distance of intensities (standard
-deviations).
+The first scan of the first folder is annotated; the next three, one of them inverted too, and the first scan of each
+other folder are compared with it, every third slice: similarity (logits), distance of intensities (SD).
 """
 
 from __future__ import annotations
