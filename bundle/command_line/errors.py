@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from bundle.files import FULL, advice
+
 EXPLAINED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 """What the bundle raises over a user's input."""
 
@@ -44,7 +46,7 @@ def in_one_sentence() -> Iterator[None]:
         print(STOPPED, file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (*EXPLAINED_ERRORS, OSError, ImportError, RuntimeError) as error:
-        sentence = str(error) if isinstance(error, OSError) else sentence_of(error)
+        sentence = sentence_of(error) or (str(error) if isinstance(error, OSError) else None)
         if sentence is None or os.environ.get("MONAI_DEBUG"):
             raise
         sys.exit(_shown(sentence))
@@ -63,6 +65,8 @@ def sentence_of(error: BaseException) -> str | None:
     """
     first: BaseException | None = error
     while first is not None and not isinstance(first, EXPLAINED_ERRORS):
+        if isinstance(first, OSError) and first.errno in FULL:
+            return f"a file cannot be written ({first}). {advice(first)}"
         if mistake := _config_mistake(first):
             return mistake
         first = first.__cause__

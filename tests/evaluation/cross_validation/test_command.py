@@ -125,7 +125,7 @@ def test_other_data_are_refused(finished: Path, study: Path, tmp_path: Path) -> 
 
 
 def test_two_commands_do_not_work_in_one_folder(finished: Path, study: Path) -> None:
-    with FileLock(finished / ".lock"), pytest.raises(ValueError, match="another cross-validation works in"):
+    with FileLock(finished / ".lock"), pytest.raises(ValueError, match="another command works in"):
         run_here(study, finished, method="small")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ from typing import Any
 import pytest
 
 from bundle.evaluation.cases import read_cases, write_cases
-from bundle.evaluation.cross_validation.results import markdown_tables, write_results
+from bundle.evaluation.cross_validation.results import (
+    described_by,
+    markdown_tables,
+    refuse_other_settings,
+    write_results,
+)
+from tests.evaluation.cross_validation.test_workflow import made
 from tests.evaluation.test_scores import CASES, FIVE, rated, scans
 
 
@@ -75,3 +82,18 @@ def test_methods_of_one_name_are_told_apart_by_their_folders(
     roots = [finished(tmp_path / name, method) for name, method in zip(("first", "second"), methods, strict=True)]
     write_results(roots, tmp_path / "both", "Both", {})
     assert [case["method"] for case in read_cases(tmp_path / "both" / "cases.csv")] == called
+
+
+def test_a_corrected_label_of_the_same_size_and_time_is_other_data(tmp_path: Path) -> None:
+    scan = {key: str(tmp_path / f"{key}.nii") for key in ("image", "label")}
+    for path in scan.values():
+        Path(path).write_bytes(b"uncompressed: every voxel has its bytes")
+    refuse_other_settings(tmp_path / "settings.json", described_by(made(), [scan], "ours"))
+    refuse_other_settings(tmp_path / "settings.json", described_by(made(), [scan], "ours"))
+    before = os.stat(scan["label"])
+    Path(scan["label"]).write_bytes(b"uncompressed: some voxel has its bytes!")
+    os.utime(scan["label"], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert os.stat(scan["label"]).st_size == before.st_size
+    message = "must not be mixed: data was '1 scans, names and contents .*', is '1 scans, names and contents "
+    with pytest.raises(ValueError, match=message):
+        refuse_other_settings(tmp_path / "settings.json", described_by(made(), [scan], "ours"))

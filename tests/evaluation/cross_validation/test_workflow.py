@@ -136,7 +136,7 @@ def test_a_file_is_a_setting_by_its_content(tmp_path: Path) -> None:
         path = str(tmp_path / folder / "weights.pth")
         settings.append(made(**{"network_def#encoder#weights": path}).settings())
     assert settings[0] == settings[1] != settings[2]
-    assert settings[0]["network_def::encoder::weights"].startswith("weights.pth, sha256 ")
+    assert settings[0]["network_def::encoder::weights"].startswith("weights.pth 6b86b273ff34fce1")  # sha256sum
 
 
 def test_a_misspelt_key_is_refused_before_any_work() -> None:
