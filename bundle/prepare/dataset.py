@@ -238,5 +238,3 @@ def _voxels(volumes: Data, organs: Mapping[str, int] | None) -> dict[str, int]:
     found = {int(organ): int(count) for organ, count in zip(ids, counts, strict=True) if organ}
     names = organs or {f"organ_{organ}": organ for organ in found}
     return {name: found.get(organ, 0) for name, organ in names.items()}
-
-
