@@ -16,6 +16,7 @@ from monai.engines import IterationEvents
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
+from bundle.data import ScanReader
 from bundle.evaluation.cases import COLUMNS, CaseTable, read_cases
 from bundle.evaluation.handlers import SaveOverlays
 from bundle.files import write_csv
@@ -41,7 +42,7 @@ def load(image: Path, label: Path) -> dict[str, MetaTensor]:
     keys = ["image", "label"]
     chain = Compose(
         [
-            LoadImaged(keys=keys, image_only=True),
+            LoadImaged(keys=keys, reader=ScanReader),
             EnsureChannelFirstd(keys=keys),
             SliceLayoutd(keys=keys),
             FitSlicesd(keys=keys, size=(40, 48)),
@@ -104,6 +105,12 @@ def test_slices_and_millimeters_are_those_of_the_file(scan: dict[str, Any], tmp_
     assert liver["dice"] == "0.3333"
     assert float(liver["hd95_mm"]) == pytest.approx(5.0)  # slices of 2.5 mm
     assert float(liver["fp_outside_ml"]) == pytest.approx(20 * 2.5 * 4 * 5 / 1000)
+
+
+def test_a_truth_of_rounded_ids_and_a_fourth_dimension_is_compared(scan: dict[str, Any], tmp_path: Path) -> None:
+    label = organs_of_a_file()[..., None] * np.float32(0.99999994)
+    nibabel.save(nibabel.Nifti1Image(label, AFFINE), tmp_path / "scan_1_label.nii.gz")
+    assert [case["dice"] for case in evaluate(scan, tmp_path).values()] == ["1.0000", "1.0000", ""]
 
 
 def test_what_is_predicted_where_the_organ_is_not_is_counted(scan: dict[str, Any], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 
+from bundle.data import ScanReader
 from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
 from bundle.evaluation.handlers import DiceTable, SaveMasks, SaveOverlays
@@ -44,7 +45,7 @@ def load(path: Path) -> MetaTensor:
     """Load a file onto a network's grid of 28 x 32 pixels."""
     chain = Compose(
         [
-            LoadImaged(keys="image", image_only=True),
+            LoadImaged(keys="image", reader=ScanReader),
             EnsureChannelFirstd(keys="image"),
             SliceLayoutd(keys="image"),
             FitSlicesd(keys="image", size=(28, 32)),
@@ -88,6 +89,20 @@ def test_volumes_are_in_milliliters(tmp_path: Path) -> None:
         ["scan_1", "liver", "30", "1.50", "", ""],
         ["scan_1", "spleen", "7", "0.35", "", ""],
     ]
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("micron", 1000), ("meter", 0.001)])
+def test_milliliters_are_true_whatever_the_unit_of_the_header(tmp_path: Path, unit: str, scale: float) -> None:
+    path = tmp_path / "scan_1.nii.gz"
+    image = nibabel.Nifti1Image(organs_of_a_file(), np.diag([scale, scale, scale, 1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, path)
+    loaded = load(path)
+    run(SaveMasks(tmp_path / "masks", INFERER), [{"image": loaded, "pred": restore_grid(loaded)}])
+    assert [row[3] for row in table(tmp_path / "masks" / "volumes.csv")] == ["milliliters", "1.50", "0.35"]
+    written = nibabel.load(tmp_path / "masks" / "scan_1.nii.gz")
+    np.testing.assert_allclose(written.affine, nibabel.load(path).affine)
+    assert written.header.get_xyzt_units()[0] == unit
 
 
 def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference(

@@ -16,6 +16,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
+from bundle.data import ScanReader
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 SHAPE = (36, 44, 12)
@@ -69,7 +70,7 @@ def write(folder: Path, values: np.ndarray, affine: np.ndarray, name: str = "sca
 
 def load(path: str, *steps: Any) -> MetaTensor:
     """The image of a file after ``LoadImaged``, ``EnsureChannelFirstd`` and more steps."""
-    first = [LoadImaged("image", image_only=True), EnsureChannelFirstd("image")]
+    first = [LoadImaged("image", reader=ScanReader), EnsureChannelFirstd("image")]
     return Compose([*first, *steps])({"image": path})["image"]
 
 
