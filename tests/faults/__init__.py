@@ -1,4 +1,4 @@
-"""Trials of what goes wrong: damaged files, odd headers. ``ALPNET_FAULTS=full`` runs all of them."""
+"""Trials of what goes wrong: damaged files, odd headers, bad inputs, kills. ``ALPNET_FAULTS=full`` runs all of them."""
 
 import os
 
