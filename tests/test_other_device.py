@@ -79,6 +79,15 @@ def test_masks_of_another_device_are_those_of_the_cpu(tmp_path: Path) -> None:
         np.testing.assert_array_equal(*(np.asarray(nibabel.load(path).dataobj) for path in (one, other)))
 
 
+def test_a_server_that_postprocesses_by_itself_gets_a_label_map_that_it_can_write(tmp_path: Path) -> None:
+    parser = smoke(tmp_path, "inference.yaml")
+    network = parser.get_parsed_content("network").eval()
+    image = parser.get_parsed_content("dataset")[0]["image"].to(DEVICE)
+    scores = parser.get_parsed_content("inferer")(image[None], network)[0]
+    data = parser.get_parsed_content("postprocessing")({"image": image, "pred": scores})
+    assert np.asarray(data["pred"]).shape == (1, *image.meta["spatial_shape"])
+
+
 def test_prototypes_are_written_and_used_on_another_device(tmp_path: Path) -> None:
     run(smoke(tmp_path, "inference.yaml"), "encode")
     prototypes = str(tmp_path / "prototypes.safetensors")

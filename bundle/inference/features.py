@@ -44,6 +44,9 @@ def kept_features(batches: Iterator[Tensor], slices: int) -> Tensor | Sequence[T
 class _FeatureFile(Sequence[Tensor]):
     """Features of slices in a temporary file, which is gone when nobody holds this any more.
 
+    The file is read and not mapped: the pages of a map count as memory of the process (295 MB for 315 MB of features
+    that are passed once, against 3 MB), and writing to a map ends the process where the disk is full.
+
     Raises:
         ValueError: If the folder of temporary files is full.
     """

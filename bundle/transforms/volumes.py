@@ -291,14 +291,17 @@ class RestoreGridd(MapTransform):
 
 
 def restore_grid(label: MetaTensor) -> MetaTensor:
-    """Bring label maps or masks ``(C, H, W, Z)`` by nearest neighbor to the grid that their meta calls original."""
+    """Bring label maps or masks ``(C, H, W, Z)`` by nearest neighbor to the grid that their meta calls original.
+
+    The result is on the CPU: it goes to a file, which MONAI Label's server writes without asking for the device.
+    """
     meta = label.meta
     shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
     affine = np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=np.float64)
     plain = convert_to_tensor(label, track_meta=False)
     to_network = np.linalg.inv(np.asarray(label.affine, dtype=np.float64)) @ affine
     values = torch.stack([_fetched(channel, to_network, shape) for channel in plain])
-    values = values.to(torch.int16 if float(plain.max()) > 255 else torch.uint8)
+    values = values.to("cpu", torch.int16 if float(plain.max()) > 255 else torch.uint8)
     kept = {key: value for key, value in meta.items() if key != MetaKeys.AFFINE}
     return MetaTensor(values, affine=torch.as_tensor(affine), meta=kept)
 
