@@ -22,17 +22,18 @@ ALLOWED = {
     "provenance": {"distributed"},
     "tensor_files": {"files"},
     "distributed": set(),
+    "root": set(),
     "transforms": {"keys"},
     "networks": {"provenance", "tensor_files"},
     "data": {"keys", "files", "distributed", "provenance", "transforms"},
     "inference": {"command_line", "data", "distributed", "files", "keys", "networks", "provenance", "transforms"},
     "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "provenance", "transforms"},
-    "training": {"distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
+    "training": {"command_line", "distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
     "prepare": {"command_line", "data", "files", "keys", "provenance", "transforms"},
-    "command_line": {"files"},
-    "monai_label": {"data", "inference", "keys", "transforms"},
+    "command_line": {"files", "root"},
+    "monai_label": {"data", "inference", "keys", "root", "transforms"},
     "benchmark": {"command_line", "data", "distributed", "evaluation", "files", "inference", "keys", "monai_label"}
-    | {"networks", "provenance", "transforms"},
+    | {"networks", "provenance", "root", "transforms"},
     "__main__": {"command_line"},
 }
 
