@@ -18,3 +18,14 @@ def bundle_root() -> Path:
 def import_root() -> Path:
     """Return the folder that Python must search to import this very package."""
     return Path(__file__).resolve().parents[1]
+
+
+def output_folder(bundle_root: str | Path, name: str) -> str:
+    """Return where results go: in the bundle's folder, or in the working folder where the bundle is installed by pip.
+
+    Args:
+        bundle_root: The key of the config.
+        name: The folder of results in it.
+    """
+    installed = Path(__file__).resolve().parent / INSTALLED
+    return name if Path(bundle_root).resolve() == installed else f"{bundle_root}/{name}"

@@ -121,6 +121,10 @@ def test_a_checkout_has_its_configs_beside_the_package() -> None:
     assert root.bundle_root() == root.import_root() == ROOT
 
 
+def test_results_go_into_the_folder_of_a_bundle_that_is_not_installed(tmp_path: Path) -> None:
+    assert root.output_folder(str(tmp_path), "eval") == f"{tmp_path}/eval"
+
+
 def test_an_installed_package_has_its_configs_inside(environment: Environment, tmp_path: Path) -> None:
     done = environment.run("-c", "from bundle.root import bundle_root; print(bundle_root())", cwd=tmp_path)
     assert Path(done.stdout.strip()) == environment.package / "shipped"
