@@ -20,12 +20,11 @@ def import_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-def output_folder(bundle_root: str | Path, name: str) -> str:
-    """Return where results go: in the bundle's folder, or in the working folder where the bundle is installed by pip.
+def results_root(bundle_root: str | Path) -> str:
+    """Return where the folder of results goes: the bundle's folder, or the working folder of one installed by pip.
 
     Args:
         bundle_root: The key of the config.
-        name: The folder of results in it.
     """
     installed = Path(__file__).resolve().parent / INSTALLED
-    return name if Path(bundle_root).resolve() == installed else f"{bundle_root}/{name}"
+    return "." if Path(bundle_root).resolve() == installed else str(bundle_root)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import bundle
 
@@ -78,6 +79,14 @@ def test_pinned_versions_are_those_of_the_metadata() -> None:
         "numpy": metadata["numpy_version"],
     }
     assert {name: pins.get(name) for name in declared} == declared
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_a_json_twin_says_what_its_yaml_says(name: str) -> None:
+    """What MONAI reads by a fixed name; ``make json`` writes it."""
+    twin = json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    assert twin.pop("_desc_") == f"made from {name}.yaml by make json; edit that file"
+    assert twin == yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_package_is_installed_with_the_project() -> None:

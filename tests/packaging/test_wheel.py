@@ -122,7 +122,7 @@ def test_a_checkout_has_its_configs_beside_the_package() -> None:
 
 
 def test_results_go_into_the_folder_of_a_bundle_that_is_not_installed(tmp_path: Path) -> None:
-    assert root.output_folder(str(tmp_path), "eval") == f"{tmp_path}/eval"
+    assert root.results_root(str(tmp_path)) == str(tmp_path)
 
 
 def test_an_installed_package_has_its_configs_inside(environment: Environment, tmp_path: Path) -> None:
