@@ -34,7 +34,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
 def workplace(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder elsewhere, in which the installed bundle has learned from the phantom."""
     folder = tmp_path_factory.mktemp("workplace")
-    done = environment.run("-m", "bundle", "training", *SMOKE, cwd=folder)
+    done = environment.run("alpnet", "training", *SMOKE, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -100,7 +100,7 @@ def test_an_installed_bundle_ranks_scans(environment: Environment, workplace: Pa
 
 
 def test_an_installed_bundle_exports(environment: Environment, workplace: Path) -> None:
-    words = ("-m", "bundle.inference.export", "encoder", "--format", "torchscript", "--output", "encoder.ts")
+    words = ("alpnet", "export", "encoder", "--format", "torchscript", "--output", "encoder.ts")
     done = environment.run(*words, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert (workplace / "encoder.ts").is_file()
@@ -109,10 +109,12 @@ def test_an_installed_bundle_exports(environment: Environment, workplace: Path) 
 def test_a_folder_of_the_user_with_the_name_of_the_package_changes_nothing(
     environment: Environment, workplace: Path, tmp_path: Path
 ) -> None:
-    """As long as it is no package itself: ``python -m`` looks into the working folder first."""
+    """As long as it is no package itself: ``python -m`` looks into the working folder first; ``alpnet`` does not."""
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "notes.txt").write_text("mine")
-    done = environment.run("-m", "bundle", "training", *SMOKE, cwd=tmp_path)
+    assert "segment scans" in environment.run("-m", "bundle", "--help", cwd=tmp_path).stdout
+    (tmp_path / "bundle" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    done = environment.run("alpnet", "training", *SMOKE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "eval" / "model.pt").is_file()
 
