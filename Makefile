@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: train test test-faults test-monai-label clean
+.PHONY: train test test-faults test-monai-label json clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed, this is " + sys.version'
@@ -32,6 +32,10 @@ test: $(READY)
 test-faults: $(READY)
 	ALPNET_FAULTS=$${ALPNET_FAULTS:-full} OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 		$(BIN)/python -m pytest tests/faults -m faults --capture=no
+
+# The JSON twins of the configs that MONAI reads by a fixed name.
+json: $(READY)
+	$(BIN)/python tools/json_twins.py
 
 test-monai-label:
 	bash tests/monai_label/environment.sh $(VENV)-monai-label

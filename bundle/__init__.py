@@ -13,8 +13,8 @@ A volume walks through the rooms:
     command_line/ configs by name, checks of what a user types, errors in one sentence
     benchmark/    speed and memory on a machine; nothing imports it
 
-Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written whole or not at all) and
-``distributed`` (several processes).
+Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written whole or not at all),
+``distributed`` (several processes) and ``root`` (where configs and weights lie).
 """
 
 __version__ = "0.5.0"

@@ -25,6 +25,7 @@ from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.inference.next_scan import Ranking, ScanRanker
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import EXPLAINED, IMAGE, LABEL, NOTICES, ORGAN_IDS, QUALITY, SUPPORT
+from bundle.root import bundle_root
 from bundle.transforms.masks import organ_ids_of, plain
 
 # The server's parts, where it runs: imported here and not in a call, because it takes the bundle off the path again.
@@ -36,7 +37,7 @@ except ImportError:
 
 Data = dict[Hashable, Any]
 
-METADATA = Path(__file__).resolve().parents[1] / "configs" / "metadata.json"
+METADATA = bundle_root() / "configs" / "metadata.json"
 FOUND = "support_scans"
 NEXT = "next_scan"
 

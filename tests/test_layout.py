@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import bundle
 
@@ -22,17 +23,18 @@ ALLOWED = {
     "provenance": {"distributed"},
     "tensor_files": {"files"},
     "distributed": set(),
+    "root": set(),
     "transforms": {"keys"},
     "networks": {"provenance", "tensor_files"},
     "data": {"keys", "files", "distributed", "provenance", "transforms"},
     "inference": {"command_line", "data", "distributed", "files", "keys", "networks", "provenance", "transforms"},
     "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "provenance", "transforms"},
-    "training": {"distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
+    "training": {"command_line", "distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
     "prepare": {"command_line", "data", "files", "keys", "provenance", "transforms"},
-    "command_line": {"files"},
-    "monai_label": {"data", "inference", "keys", "transforms"},
+    "command_line": {"files", "root"},
+    "monai_label": {"data", "inference", "keys", "root", "transforms"},
     "benchmark": {"command_line", "data", "distributed", "evaluation", "files", "inference", "keys", "monai_label"}
-    | {"networks", "provenance", "transforms"},
+    | {"networks", "provenance", "root", "transforms"},
     "__main__": {"command_line"},
 }
 
@@ -77,6 +79,14 @@ def test_pinned_versions_are_those_of_the_metadata() -> None:
         "numpy": metadata["numpy_version"],
     }
     assert {name: pins.get(name) for name in declared} == declared
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_a_json_twin_says_what_its_yaml_says(name: str) -> None:
+    """What MONAI reads by a fixed name; ``make json`` writes it."""
+    twin = json.loads((ROOT / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+    assert twin.pop("_desc_") == f"made from {name}.yaml by make json; edit that file"
+    assert twin == yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def test_every_package_is_installed_with_the_project() -> None:

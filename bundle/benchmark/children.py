@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from bundle.command_line.configs import ROOT
+from bundle.root import import_root
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
@@ -28,7 +28,9 @@ def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, 
     Raises:
         ValueError: If it fails; the message has the end of what it said.
     """
-    start = f"import runpy, sys; sys.path[0] = {str(ROOT)!r}; runpy.run_module({module!r}, run_name='__main__')"
+    start = (
+        f"import runpy, sys; sys.path[0] = {str(import_root())!r}; runpy.run_module({module!r}, run_name='__main__')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", start, json.dumps(settings)],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},

@@ -12,7 +12,9 @@ import yaml
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-ROOT = Path(__file__).resolve().parents[2]
+from bundle.root import bundle_root
+
+ROOT = bundle_root()
 """The bundle's folder, with its configs."""
 
 

@@ -101,8 +101,9 @@ def _depth(error: BaseException) -> int:
 
 
 def is_command() -> bool:
-    """Tell whether this process is ``python -m monai.bundle`` or ``python -m bundle``, and no program that hosts us."""
-    return Path(sys.argv[0]).parts[-2:] == ("bundle", "__main__.py")
+    """Tell whether this process is a command (``python -m monai.bundle``, ``python -m bundle``, ``alpnet``), or a host."""
+    started = Path(sys.argv[0])
+    return started.parts[-2:] == ("bundle", "__main__.py") or started.stem == "alpnet"
 
 
 def _shown(sentence: str) -> str:

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 from ignite.engine import Engine, Events
 from pandas import DataFrame, Index, Series
+from torch.utils.tensorboard import SummaryWriter
 
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
@@ -31,6 +32,8 @@ class DiceTable:
         path: The CSV file: a row for each evaluation, scan and organ.
         metric: Name of the evaluator's metric.
         title: What is evaluated, for the printed table.
+        log: Folder of TensorBoard's files, where the means become curves; ``None`` for none.
+        epoch_length: Steps of an epoch: the curves are drawn over steps.
     """
 
     def __init__(
@@ -39,11 +42,14 @@ class DiceTable:
         path: str | Path,
         metric: str,
         title: str = "Dice",
+        log: str | Path | None = None,
+        epoch_length: int = 1,
     ) -> None:
         self.organs = list(organs)
         self.path = Path(path)
         self.metric = metric
         self.title = title
+        self.log, self.epoch_length = log, epoch_length
         self._scans: list[str] = []
         self._count = 0
         self._history: dict[int, Series] = {}
@@ -75,6 +81,7 @@ class DiceTable:
         self._history[epoch] = dice.mean()
         if distributed.is_first():
             self._write(epoch, dice)
+            self._draw_curves(epoch, dice.mean())
             print(self.table(), flush=True)
 
     def table(self) -> str:
@@ -93,6 +100,14 @@ class DiceTable:
             for organ, value in zip(self.organs, values, strict=True):
                 rows.append([str(epoch), str(scan), organ, "absent" if np.isnan(value) else f"{value:.4f}"])
         write_csv(self.path, [["epoch", "scan", "organ", "dice"], *rows])
+
+    def _draw_curves(self, epoch: int, means: Series) -> None:
+        if self.log is None:
+            return
+        with SummaryWriter(str(self.log)) as writer:
+            for organ, dice in [*means.items(), ("mean", means.mean())]:
+                if not np.isnan(dice):
+                    writer.add_scalar(f"validation/dice_{organ}", dice, epoch * self.epoch_length)
 
 
 class SaveMasks:
@@ -196,9 +211,12 @@ class SaveOverlays:
         self.folder = Path(folder)
         self.inferer = inferer
         self.by_organ = by_organ
+        self.drawn: list[Path] = []
+        """The pictures of the last evaluation."""
 
     def attach(self, engine: Engine) -> None:
         """Draw after every scan."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.drawn.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -211,10 +229,14 @@ class SaveOverlays:
             if self.by_organ:
                 for mask, (name, organ) in zip(item[PRED_MASKS], organs.items(), strict=True):
                     row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
-                    save_png(row, self.folder / f"{scan}_{safe_name(name)}.png")
+                    self._save(row, f"{scan}_{safe_name(name)}.png")
             else:
                 rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
-                save_png(stacked(rows), self.folder / f"{scan}.png")
+                self._save(stacked(rows), f"{scan}.png")
+
+    def _save(self, picture: np.ndarray, name: str) -> None:
+        save_png(picture, self.folder / name)
+        self.drawn.append(self.folder / name)
 
     def _row(
         self, name: str, organ: int, ids: Sequence[int], item: Mapping[str, Any], truth: Any, label: Any

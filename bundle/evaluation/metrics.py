@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,16 +100,17 @@ def _box(mask: Tensor) -> tuple[slice, ...]:
 class OrganDice(MeanDice):
     """``MeanDice`` for several processes: one without a scan gives a row of NaN, which is part of no mean.
 
-    MONAI gathers the rows of all processes, and would wait forever for the one that has none.
+    MONAI gathers the rows of all processes, and would wait forever for the one that has none. Beside the mean, the
+    engine gets ``<name of the metric>_<organ>``, the mean over the scans that have the organ, if any has it.
 
     Args:
         organs: One for each column.
         **settings: Those of ``MeanDice``.
     """
 
-    def __init__(self, organs: Sized, **settings: Any) -> None:
+    def __init__(self, organs: Collection[str], **settings: Any) -> None:
         super().__init__(**settings)
-        self.organs = len(organs)
+        self.organs = list(organs)
         self._has_rows = False
 
     def reset(self) -> None:
@@ -123,7 +124,12 @@ class OrganDice(MeanDice):
         self._has_rows = True
 
     def compute(self) -> Any:
-        """Return the mean over organs, then scans."""
+        """Return the mean over organs, then scans, and tell the engine the mean of each organ."""
         if not self._has_rows:
-            self.metric_fn.append(torch.full((self.organs,), float("nan")))
-        return super().compute()
+            self.metric_fn.append(torch.full((len(self.organs),), float("nan")))
+        result = super().compute()
+        if self._engine is not None:
+            means = torch.nanmean(self.metric_fn.get_buffer(), dim=0).tolist()
+            named = zip(self.organs, means, strict=True)
+            self._engine.state.metrics |= {f"{self._name}_{organ}": dice for organ, dice in named if dice == dice}
+        return result

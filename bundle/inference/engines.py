@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, PrepareBatch, SupervisedEvaluator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle import distributed
 from bundle.keys import IMAGE, LABEL
+from bundle.networks import load_weights
 
 
 class PrepareScan(PrepareBatch):
@@ -54,10 +56,15 @@ class ScanEvaluator(SupervisedEvaluator):
 
     Its handlers gather when all scans are done. A process without a scan, or that finds all of them done, therefore
     still starts and ends.
+
+    Args:
+        val_handlers: As of ``SupervisedEvaluator``; kept as an attribute.
+        **settings: As there.
     """
 
     def __init__(self, *, val_handlers: Sequence[Any] | None = None, **settings: Any) -> None:
-        super().__init__(val_handlers=[ToCPU(), *(val_handlers or [])], **settings)
+        self.val_handlers = [ToCPU(), *(val_handlers or [])]
+        super().__init__(val_handlers=self.val_handlers, **settings)
 
     @property
     def scans(self) -> int:
@@ -79,3 +86,27 @@ class ScanEvaluator(SupervisedEvaluator):
         of_an_epoch = (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED) if self.scans else ()
         for event in (Events.STARTED, *of_an_epoch, Events.COMPLETED):
             self.fire_event(event)
+
+
+class WeightsCheckpointLoader:
+    """Load trained weights when an evaluation starts.
+
+    It is a handler with this name so that MONAI's federated learning switches it off: there the server has the weights.
+
+    Args:
+        network: What is evaluated.
+        path: ``model.pt``, or a training's checkpoint; ``None`` leaves the network untrained.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path | None) -> None:
+        self.network = network
+        self.path = path
+
+    def attach(self, engine: Engine) -> None:
+        """Wait for the start."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load them; the errors are those of ``load_weights``."""
+        if self.path is not None:
+            load_weights(self.network, self.path)

@@ -10,7 +10,7 @@ from bundle.networks.prototypes import (
     LocalPrototypes,
 )
 from bundle.networks.transformer import TransformerEncoder
-from bundle.networks.weights import load_network, trainable_parameters
+from bundle.networks.weights import load_network, load_weights, trainable_parameters
 
 __all__ = [
     "ALPNet",
@@ -25,5 +25,6 @@ __all__ = [
     "TopKClassifier",
     "TransformerEncoder",
     "load_network",
+    "load_weights",
     "trainable_parameters",
 ]

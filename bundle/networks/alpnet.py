@@ -135,7 +135,8 @@ class AlignedALPNet(nn.Module):
     """What training runs: ALPNet, and the way back from query to support (paper, section 3.4; PANet).
 
     The predicted query mask becomes the support, and each support image a query. A module of its own, so
-    that ``ALPNet`` always returns one tensor, and so that it can be compiled or distributed as a whole.
+    that ``ALPNet`` always returns one tensor, and so that it can be compiled or distributed as a whole. Its state
+    dictionary has the names of ``ALPNet``'s: in federated learning, weights go from one to the other.
 
     Args:
         network: The network that is trained; it holds all parameters.
@@ -144,6 +145,8 @@ class AlignedALPNet(nn.Module):
     def __init__(self, network: ALPNet) -> None:
         super().__init__()
         self.network = network
+        self.register_state_dict_post_hook(_as_named_by_the_network)
+        self.register_load_state_dict_pre_hook(_as_named_by_the_module)
 
     def forward(self, query_image: Tensor, support_image: Tensor, support_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Segment the queries, then the supports from the queries.
@@ -193,6 +196,18 @@ def one_feature_map(output: Any, level: int | None = None) -> Tensor:
         shape = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(f"an encoder must return features (B, D, h, w), got {shape}. Wrap it in a module that does.")
     return output
+
+
+def _as_named_by_the_network(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Take ``network.`` out of the names, in place."""
+    for key in [key for key in state if key.startswith(f"{prefix}network.")]:
+        state[prefix + key.removeprefix(f"{prefix}network.")] = state.pop(key)
+
+
+def _as_named_by_the_module(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Put ``network.`` into the names, in place."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 def reduce_mask(mask: Tensor, features: Tensor) -> Tensor:

@@ -69,19 +69,33 @@ def load_network(
             message lists the tensors.
     """
     if path is not None:
-        state, expected = _read(Path(path)), network.state_dict()
-        _refuse_misfits(
-            path,
-            type(network).__name__,
-            missing=[key for key in expected if key not in state],
-            unexpected=[key for key in state if key not in expected],
-            reshaped=_reshaped(state, expected),
-        )
-        network.load_state_dict(state)
+        load_weights(network, path)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile_encoder:
         network.get_submodule("encoder").compile()
     return network
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a whole network, wherever it is.
+
+    Args:
+        network: The network.
+        path: ``model.pt``, or a training's checkpoint.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it was made by a network of other parts or sizes; the message lists the tensors.
+    """
+    state, expected = _read(Path(path)), network.state_dict()
+    _refuse_misfits(
+        path,
+        type(network).__name__,
+        missing=[key for key in expected if key not in state],
+        unexpected=[key for key in state if key not in expected],
+        reshaped=_reshaped(state, expected),
+    )
+    network.load_state_dict(state)
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -98,6 +98,9 @@ class Checkpoints:
         """Go on from the last checkpoint, or set an old one aside."""
         if distributed.is_first():
             _ = self.made_with
+        if engine.state.iteration:  # a further round of federated learning goes on with what is in memory
+            self.sampler.start = engine.state.iteration * self.batch_size
+            return
         # What the first process finds counts for all, also where the others do not see its files.
         if distributed.from_first(self.resume and self.last.is_file()):
             self.restore(engine)

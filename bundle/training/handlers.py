@@ -24,12 +24,19 @@ logger = logging.getLogger(__name__)
 
 def loss_of(output: Any) -> float:
     """Return the loss of an iteration from an engine's output."""
-    loss = (output[0] if isinstance(output, list) else output)["loss"]
+    loss = _one(output)["loss"]
     return float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
 
+def _one(output: Any) -> Any:
+    return output[0] if isinstance(output, list) else output
+
+
 class MeanLoss:
-    """Put the mean loss of all processes in place of this one's: what log, bar and ``StopOnBrokenLoss`` then see."""
+    """Put the mean loss of all processes in place of this one's: what log, bar and ``StopOnBrokenLoss`` then see.
+
+    The output becomes a list of one dictionary, which is what MONAI's own handlers (MLflow) read.
+    """
 
     def attach(self, engine: Engine) -> None:
         """Follow every iteration; attach it before the handlers that look at the loss."""
@@ -37,8 +44,10 @@ class MeanLoss:
 
     def __call__(self, engine: Engine) -> None:
         """Replace the loss of this iteration."""
-        output: Any = engine.state.output
+        state: Any = engine.state
+        output = state.output
         output["loss"] = distributed.mean_of_all(output["loss"])
+        state.output = [output]
 
 
 class ProgressBar:
@@ -119,27 +128,38 @@ class StopOnBrokenLoss:
 
 
 class TrainingLog:
-    """Write the loss and the learning rate of every step, as CSV and for TensorBoard, and some episodes as pictures.
+    """Write the loss and the learning rate as CSV and for TensorBoard, and some episodes as pictures.
 
     Of several processes, the first writes.
 
     Args:
         folder: Where ``training.csv`` and TensorBoard's files go.
         optimizer: Knows the learning rate.
-        every: Steps that a row averages over.
+        every: Steps that a row of the CSV file averages over.
         pictures_every: Steps between two pictures; 0 for none.
+        first_picture: Step of the first one.
+        curve_every: Steps that a value of TensorBoard averages over.
     """
 
     def __init__(
-        self, folder: str | Path, optimizer: torch.optim.Optimizer, every: int = 20, pictures_every: int = 500
+        self,
+        folder: str | Path,
+        optimizer: torch.optim.Optimizer,
+        every: int = 20,
+        pictures_every: int = 500,
+        first_picture: int = 50,
+        curve_every: int = 5,
     ) -> None:
-        if every < 1 or pictures_every < 0:
-            raise ValueError(f"the log needs every >= 1 and pictures_every >= 0, got {every} and {pictures_every}.")
+        if min(every, first_picture, curve_every) < 1 or pictures_every < 0:
+            raise ValueError(
+                "the log needs every, first_picture and curve_every >= 1 and pictures_every >= 0, "
+                f"got {every}, {first_picture}, {curve_every} and {pictures_every}."
+            )
         self.folder = Path(folder)
         self.optimizer = optimizer
-        self.every = every
-        self.pictures_every = pictures_every
-        self._losses: list[float] = []
+        self.every, self.curve_every = every, curve_every
+        self.pictures_every, self.first_picture = pictures_every, first_picture
+        self._losses: deque[float] = deque(maxlen=max(every, curve_every))
         self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -149,36 +169,41 @@ class TrainingLog:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.record)
         if self.pictures_every:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.pictures_every), self.picture)
+            engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=self._has_picture), self.picture)
         engine.add_event_handler(Events.COMPLETED, self.close)
+
+    def _has_picture(self, _: Engine, step: int) -> bool:
+        return step == self.first_picture or step % self.pictures_every == 0
 
     def start(self, engine: Engine) -> None:
         """Open the files, and drop the rows of steps that are about to be made again."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._losses.clear()
         self._writer = SummaryWriter(str(self.folder), purge_step=engine.state.iteration)
         path = self.folder / "training.csv"
-        rows = list(csv.reader(path.open(newline=""))) if path.is_file() else []
+        rows = list(csv.reader(path.open(newline="", encoding="utf-8"))) if path.is_file() else []
         kept = [row for row in rows[1:] if int(row[0]) <= engine.state.iteration]
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "loss", "learning_rate"], *kept])
 
     def record(self, engine: Engine) -> None:
         """Note the loss of this step."""
         self._losses.append(loss_of(engine.state.output))
-        step = engine.state.iteration
+        step, rate = engine.state.iteration, self.optimizer.param_groups[0]["lr"]
         if step % self.every == 0:
-            loss, rate = float(np.mean(self._losses)), self.optimizer.param_groups[0]["lr"]
-            self._losses = []
-            with (self.folder / "training.csv").open("a", newline="") as file:
-                csv.writer(file).writerow([step, f"{loss:.6f}", f"{rate:.6g}"])
-            if self._writer is not None:
-                self._writer.add_scalar("train/loss", loss, step)
-                self._writer.add_scalar("train/learning_rate", rate, step)
+            with (self.folder / "training.csv").open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([step, f"{self._mean_loss(self.every):.6f}", f"{rate:.6g}"])
+        if step % self.curve_every == 0 and self._writer is not None:
+            self._writer.add_scalar("train/loss", self._mean_loss(self.curve_every), step)
+            self._writer.add_scalar("train/learning_rate", rate, step)
+
+    def _mean_loss(self, steps: int) -> float:
+        return float(np.mean(list(self._losses)[-steps:]))
 
     def picture(self, engine: Engine) -> None:
         """Draw the first episode of this step: support with its mask, query with truth and prediction."""
         state: Any = engine.state
-        batch, logits = state.batch, state.output["pred"][0]
+        batch, logits = state.batch, _one(state.output)["pred"][0]
         episode = {key: batch[key][0].detach().cpu() for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK)}
         drawn = episode_picture(episode, logits[0].detach().argmax(dim=0).cpu())
         if self._writer is not None:

@@ -16,6 +16,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.data import ScanReader
 from bundle.data.nifti import save_nifti
@@ -167,6 +168,15 @@ def test_the_printed_table_has_each_organ_and_their_mean(tmp_path: Path, capsys:
     assert lines[0] == "Dice, test, mean over 2 scans"
     assert lines[1].split() == ["after", "epoch", "liver", "spleen", "mean"]
     assert lines[2].split() == ["4", "0.600", "0.850", "0.725"]
+
+
+def test_the_means_become_curves_over_steps(tmp_path: Path) -> None:
+    organs = {"liver": LIVER, "spleen": SPLEEN}
+    dice = DiceTable(organs, tmp_path / "dice.csv", "val_mean_dice", log=tmp_path / "log", epoch_length=50)
+    evaluate(dice, 2, [[0.5, float("nan")], [0.75, float("nan")]])
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["validation/dice_liver", "validation/dice_mean"]
+    assert [(event.step, event.value) for event in events.Scalars("validation/dice_liver")] == [(100, 0.625)]
 
 
 def test_an_absent_organ_is_said_and_not_averaged(tmp_path: Path) -> None:

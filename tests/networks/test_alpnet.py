@@ -241,3 +241,12 @@ def test_an_encoder_with_several_feature_maps_needs_a_level(level: int | None) -
 def test_an_encoder_that_returns_no_feature_map_is_named() -> None:
     with pytest.raises(ValueError, match=r"an encoder must return features \(B, D, h, w\), got a tensor \(1, 3072\)"):
         ALPNet(nn.Flatten())(torch.randn(1, 3, 32, 32))
+
+
+def test_what_training_runs_has_the_parameter_names_of_the_network() -> None:
+    """In federated learning, a server's weights go to a trainer and to an evaluator."""
+    network, other = ALPNet(ResNetEncoder(depth=18, out_channels=8)), ALPNet(ResNetEncoder(depth=18, out_channels=8))
+    state = AlignedALPNet(network).state_dict()
+    assert state.keys() == network.state_dict().keys()
+    AlignedALPNet(other).load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())

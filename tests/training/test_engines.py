@@ -165,6 +165,14 @@ def test_the_dice_of_organs_is_monais() -> None:
     torch.testing.assert_close(found, rows, equal_nan=True)
 
 
+def test_the_engine_gets_the_dice_of_each_organ_that_a_scan_has() -> None:
+    engine = Engine(lambda _, case: [torch.tensor(masks)[None, :, None] for masks in case])
+    OrganDice(organs=["liver", "spleen"]).attach(engine, "dice")
+    engine.run([([1.0, 0.0], [1.0, 0.0]), ([0.0, 0.0], [1.0, 0.0])])
+    assert engine.state.metrics == {"dice": 0.5, "dice_liver": 0.5}
+    assert engine.state.metric_details["dice"][:, 1].isnan().all()
+
+
 def test_without_a_scan_the_dice_has_a_row_of_nothing_every_time() -> None:
     metric, engine = OrganDice(organs=["liver", "spleen"]), Engine(lambda *_: None)
     metric.attach(engine, "dice")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -296,6 +297,16 @@ def test_starting_anew_sets_the_old_checkpoint_aside(tmp_path: Path) -> None:
     assert (anew.engine.state.iteration, anew.sampler.start) == (0, 0)
 
 
+def test_a_further_round_of_the_same_engine_goes_on(tmp_path: Path) -> None:
+    """As ``MonaiAlgo`` trains: it calls the trainer again, with more epochs."""
+    training = Training(tmp_path).run()
+    steps = EPOCHS * EPOCH_LENGTH
+    training.engine.run(training.loader, max_epochs=EPOCHS + 1, epoch_length=EPOCH_LENGTH)
+    assert not (tmp_path / "checkpoints" / "last_of_previous_run.pt").exists()
+    assert training.sampler.start == 2 * steps
+    assert training.engine.state.iteration == steps + EPOCH_LENGTH
+
+
 def test_resuming_without_a_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
     whole, resumed = Training(tmp_path / "a").run(), Training(tmp_path / "b", resume=True).run()
     torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
@@ -348,6 +359,19 @@ def test_the_log_has_the_mean_loss_of_its_steps_and_the_learning_rate(tmp_path: 
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_tensorboard_has_a_mean_loss_before_step_20_and_a_picture_before_step_100(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(TrainingLog, "picture", lambda _, engine: drawn.append(engine.state.iteration))
+    engine = losses_engine()
+    TrainingLog(tmp_path, SimpleNamespace(param_groups=[{"lr": 0.01}])).attach(engine)
+    run_losses(engine, epochs=15)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")][:2] == [(5, 3.0), (10, 8.0)]
+    assert drawn == [50]
+
+
 def test_a_resumed_log_has_every_step_once(tmp_path: Path) -> None:
     for start, losses in ((0, {6: 66.0, 8: 88.0}), (4, {})):
         engine = losses_engine(start, losses)
@@ -384,9 +408,9 @@ def test_the_log_draws_support_query_and_prediction_side_by_side(tmp_path: Path)
     assert drawn == [((6, 3 * 10 + 2 * 4, 3), 500)]
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"pictures_every": -1}])
+@pytest.mark.parametrize("settings", [{"every": 0}, {"pictures_every": -1}, {"first_picture": 0}, {"curve_every": 0}])
 def test_log_intervals_out_of_range_are_refused(tmp_path: Path, settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="the log needs every >= 1 and pictures_every >= 0"):
+    with pytest.raises(ValueError, match="the log needs every, first_picture and curve_every >= 1"):
         log_of(tmp_path, **settings)
 
 

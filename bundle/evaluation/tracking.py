@@ -1,0 +1,50 @@
+"""Experiment tracking with MLflow (``--tracking mlflow``): the pictures of an evaluation, and the end of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
+
+from bundle.evaluation.handlers import SaveOverlays
+from bundle.inference.engines import ScanEvaluator
+
+
+class TrackOverlays:
+    """Hand the pictures of each evaluation to MLflow, where it follows the evaluator; else do nothing.
+
+    Args:
+        overlays: Draws them.
+    """
+
+    def __init__(self, overlays: SaveOverlays) -> None:
+        self.overlays = overlays
+
+    def attach(self, engine: ScanEvaluator) -> None:
+        """Wait for the end of an evaluation: after this, MLflow may close its run."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Hand over what was drawn last."""
+        for tracker in _trackers(engine.val_handlers):  # type: ignore[attr-defined]
+            run: Any = tracker.cur_run
+            for path in self.overlays.drawn:
+                tracker.client.log_artifact(run.info.run_id, str(path), "overlays")
+
+
+def close_tracking(handlers: Sequence[Any]) -> None:
+    """Finish MLflow's run of an evaluation without a training, which MONAI leaves open.
+
+    Args:
+        handlers: Those of the evaluator.
+    """
+    for tracker in _trackers(handlers):
+        tracker.complete()
+        tracker.close()
+
+
+def _trackers(handlers: Sequence[Any]) -> list[MLFlowHandler]:
+    """Return the handlers that have an open run."""
+    return [handler for handler in handlers if isinstance(handler, MLFlowHandler) and handler.cur_run is not None]

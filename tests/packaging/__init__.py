@@ -1,0 +1,1 @@
+"""Tests of how the bundle is brought to its users."""
