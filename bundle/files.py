@@ -150,11 +150,6 @@ def keep_alone(folder: str | Path) -> None:
         atexit.register(stack.close)
 
 
-def text_of(path: str | Path | None, missing: str) -> str:
-    """Return what a text file holds; ``missing`` where there is none."""
-    return Path(path).read_text(encoding="utf-8") if path is not None and Path(path).is_file() else missing
-
-
 def file_name(path: str | Path | None) -> str:
     """Return a file's name without its folder; ``"none"`` for no file."""
     return "none" if path is None else Path(path).name

@@ -23,7 +23,6 @@ from bundle.files import (
     read_csv,
     remove_abandoned,
     safe_name,
-    text_of,
     write_csv,
     written_whole,
 )
@@ -76,12 +75,6 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"b\.csv cannot be written \(Not a directory\)"):
         fail_with(KeyError("not reached"), tmp_path / "file" / "folder" / "b.csv")
     assert names(tmp_path) == ["file"]
-
-
-def test_the_text_of_a_file_that_is_not_there_is_what_the_caller_says(tmp_path: Path) -> None:
-    (tmp_path / "note").write_text("ö", encoding="utf-8")
-    assert text_of(tmp_path / "note", missing="none") == "ö"
-    assert text_of(tmp_path / "other", missing="none") == text_of(None, missing="none") == "none"
 
 
 def test_a_table_names_files_without_their_folders() -> None:

@@ -88,6 +88,11 @@ COUNT, FROM_ZERO = _whole(1), _whole(0)
 NUMBER = Kind("a finite number", "0.5", _is_number)
 POSITIVE = Kind("a number above 0", "1.0", lambda value: _is_number(value) and value > 0)
 NOT_NEGATIVE = Kind("a number of at least 0", "0.001", lambda value: _is_number(value) and value >= 0)
+STATISTICS = Kind(
+    "a path, or a mean and a standard deviation",
+    "\"{'mean': 60.0, 'std': 70.0}\"",
+    lambda value: _is_path(value) or (isinstance(value, Mapping) and set(value) == {"mean", "std"}),
+)
 TEXT = Kind("a text", "mine", _is_text)
 PATH = Kind("a path (a name that is a number as ./2026)", "./folder", _is_path)
 PATHS = Kind(
@@ -118,10 +123,13 @@ KINDS: dict[str, Kind] = {
     "cache_dir": PATH,
     "ckpt_dir": PATH,
     "bundle_root": PATH,
-    "statistics_file": PATH.or_null(),
+    "results_root": PATH,
+    "statistics_file": STATISTICS.or_null(),
+    "weights": PATH.or_null(),
     "fold": _whole(0, 4).or_null(),
     "support_scans": COUNT,
     "organs": ORGANS.or_null(),
+    "dataset_organs": ORGANS,
     "setting": _choice(1, 2, "legacy_all"),
     "test_organs": NAMES.or_null(),
     "orientation": AXES.or_null(),

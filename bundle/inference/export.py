@@ -213,31 +213,22 @@ def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]
         "name": f"SSL-ALPNet {part}",
         "version": bundle.__version__,
         "orientation": preprocessing["orientation"] or "as acquired",
-        "normalization": normalization(parser.get_parsed_content("statistics_file")),
+        "normalization": normalization(parser.get_parsed_content("numbers")),
         "channels": "the slice, three times",
         "encoder": fingerprint(module.encoder),
         "preprocessing": preprocessing,
     } | module.metadata()
 
 
-def normalization(statistics_file: str | None) -> str:
+def normalization(numbers: Mapping[str, float] | None) -> str:
     """Say how intensities are standardized.
 
     Args:
-        statistics_file: The training set's numbers; ``None`` if each scan has its own.
-
-    Raises:
-        FileNotFoundError: If the file is not there.
+        numbers: ``mean`` and ``std`` of the training set; ``None`` if each scan has its own.
     """
     first = "intensity as in preprocessing, then minus"
-    if statistics_file is None:
+    if numbers is None:
         return f"{first} the mean of the scan's voxels, divided by their standard deviation"
-    if not Path(statistics_file).is_file():
-        raise FileNotFoundError(
-            f"no intensity statistics at {statistics_file}. Training on CT writes them beside model.pt; copy that "
-            "file, too."
-        )
-    numbers = json.loads(Path(statistics_file).read_text())
     return f"{first} {numbers['mean']}, divided by {numbers['std']}, mean and standard deviation of the training set"
 
 

@@ -1,7 +1,7 @@
 """Transforms: files to volumes, volumes to slices, slices to superpixels and views, scores to masks."""
 
 from bundle.transforms.augmentation import Augmentation
-from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, statistics_file
+from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
 from bundle.transforms.refinement import (
     AssessScoresd,
@@ -32,6 +32,7 @@ __all__ = [
     "Supervoxelsd",
     "WindowCTd",
     "felzenszwalb_superpixels",
+    "read_statistics",
     "slic_superpixels",
     "statistics_file",
 ]

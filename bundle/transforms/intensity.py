@@ -6,6 +6,8 @@ CT: window in HU -> [0, 255] -> training-set statistics      MR: clip at the top
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from monai.transforms import MapTransform
 from bundle.transforms.reference import standardize
 
 Data = dict[Hashable, Any]
+
+EXAMPLE = '{"mean": 60.0, "std": 70.0}'
+
+logger = logging.getLogger(__name__)
 
 
 class WindowCTd(MapTransform):
@@ -85,12 +91,14 @@ class ClipTopd(MapTransform):
         return result
 
 
-def statistics_file(statistics: str, weights: str | Path | None) -> str | None:
+def statistics_file(statistics: str, weights: str | Path | None, needed: bool = True) -> str | None:
     """Return where the training set's intensity statistics are: ``intensity.json`` beside the trained weights.
 
     Args:
         statistics: ``"volume"`` (each scan's own, there is no file) or ``"training_set"``.
         weights: The file of the trained weights; ``None`` for an untrained network.
+        needed: If false and the file is not there, each scan is standardized by its own numbers, and a warning says so:
+            the weights were trained on something else, such as the shipped ones.
 
     Raises:
         ValueError: If ``statistics`` is neither.
@@ -99,7 +107,11 @@ def statistics_file(statistics: str, weights: str | Path | None) -> str | None:
         raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}. Set one of them.")
     if statistics == "volume" or weights is None:
         return None
-    return str(Path(weights).parent / "intensity.json")
+    path = Path(weights).parent / "intensity.json"
+    if not needed and not path.is_file():
+        logger.warning("there is no %s of a training: each scan is standardized by its own mean and deviation", path)
+        return None
+    return str(path)
 
 
 class Standardized(MapTransform):
@@ -136,15 +148,34 @@ class Standardized(MapTransform):
         return result
 
     def _numbers(self) -> tuple[float | None, float | None]:
-        if self.statistics is None:
-            return None, None
-        if isinstance(self.statistics, Mapping):
-            return float(self.statistics["mean"]), float(self.statistics["std"])
-        path = Path(self.statistics)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no intensity statistics at {path}. Training on CT writes them beside model.pt; copy that file too, "
-                "or give the numbers as {'mean': .., 'std': ..}."
-            )
-        numbers = json.loads(path.read_text())
-        return float(numbers["mean"]), float(numbers["std"])
+        numbers = read_statistics(self.statistics)
+        return (None, None) if numbers is None else (numbers["mean"], numbers["std"])
+
+
+def read_statistics(source: str | Path | Mapping[str, float] | None) -> dict[str, float] | None:
+    """Return the mean and the standard deviation of a training set.
+
+    Args:
+        source: A JSON file of training, ``{"mean": .., "std": ..}``, or the numbers; ``None`` gives ``None``.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the numbers are not there, not finite, or the deviation is not above 0.
+    """
+    if source is None:
+        return None
+    if not isinstance(source, Mapping) and not Path(source).is_file():
+        raise FileNotFoundError(
+            f"no intensity statistics at {source}. Training on CT writes them beside model.pt; copy that file too, "
+            "or give the numbers as --statistics_file \"{'mean': 60.0, 'std': 70.0}\"."
+        )
+    try:
+        given = source if isinstance(source, Mapping) else json.loads(Path(source).read_text(encoding="utf-8"))
+        numbers = {name: float(given[name]) for name in ("mean", "std")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{source} must hold mean and std as numbers, such as {EXAMPLE}. Train again, or give both."
+        ) from error
+    if not all(map(math.isfinite, numbers.values())) or numbers["std"] <= 0:
+        raise ValueError(f"mean and std must be finite and std above 0, got {numbers} from {source}. Train again.")
+    return numbers

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, statistics_file
+from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
 
 AFFINE = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
 
@@ -157,6 +157,38 @@ def test_statistics_of_the_training_set_lie_beside_the_weights() -> None:
 @pytest.mark.parametrize(("statistics", "weights"), [("volume", "model.pt"), ("training_set", None)])
 def test_without_statistics_of_a_training_set_there_is_no_file(statistics: str, weights: str | None) -> None:
     assert statistics_file(statistics, weights) is None
+
+
+def test_statistics_that_no_training_wrote_are_missed_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert statistics_file("training_set", tmp_path / "model.pt", needed=False) is None
+    assert "each scan is standardized by its own mean and deviation" in caplog.text
+    (tmp_path / "intensity.json").write_text("{}")
+    assert statistics_file("training_set", tmp_path / "model.pt", needed=False) == str(tmp_path / "intensity.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "must hold mean and std as numbers"),
+        ('{"mean": 1}', "must hold mean and std as numbers"),
+        ("[1, 2]", "must hold mean and std as numbers"),
+        ('{"mean": "x", "std": 1}', "must hold mean and std as numbers"),
+        ('{"mean": NaN, "std": 1}', "must be finite and std above 0"),
+        ('{"mean": 1, "std": Infinity}', "must be finite and std above 0"),
+        ('{"mean": 1, "std": 0}', "must be finite and std above 0"),
+        ('{"mean": 1, "std": -2}', "must be finite and std above 0"),
+    ],
+)
+def test_a_file_without_usable_statistics_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "intensity.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_statistics(tmp_path / "intensity.json")
+
+
+def test_statistics_may_be_given_as_numbers() -> None:
+    assert read_statistics({"mean": 60, "std": 70}) == {"mean": 60.0, "std": 70.0}
 
 
 def test_unknown_statistics_are_refused() -> None:
