@@ -58,13 +58,23 @@ class ScanEvaluator(SupervisedEvaluator):
     still starts and ends.
 
     Args:
-        val_handlers: As of ``SupervisedEvaluator``; kept as an attribute.
+        device: As of ``SupervisedEvaluator``.
+        val_data_loader: As there.
+        network: As there.
+        val_handlers: As there; kept as an attribute.
         **settings: As there.
     """
 
-    def __init__(self, *, val_handlers: Sequence[Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        val_data_loader: Any,
+        network: nn.Module,
+        val_handlers: Sequence[Any] | None = None,
+        **settings: Any,
+    ) -> None:
         self.val_handlers = [ToCPU(), *(val_handlers or [])]
-        super().__init__(val_handlers=self.val_handlers, **settings)
+        super().__init__(device, val_data_loader, network, val_handlers=self.val_handlers, **settings)
 
     @property
     def scans(self) -> int:

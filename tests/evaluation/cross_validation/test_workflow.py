@@ -66,7 +66,7 @@ def test_an_untrained_network_keeps_the_weights_that_it_starts_with(tmp_path: Pa
     paper, volume = commands(made(untrained=True), unit(tmp_path))
     assert paper["run"] == volume["run"] == "evaluating"
     assert paper["--checkpoint"] == "$None"
-    assert paper["--network_def#encoder#weights"] == "@weights"  # a key of its own, which a preset sets
+    assert paper["--network_def#encoder#weights"] == "imagenet"
     assert made(untrained=True).steps == 0
     assert made(max_epochs=2).steps == 2000
 
