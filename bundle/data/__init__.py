@@ -2,7 +2,7 @@
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.data.exclusion import SliceExclusion
-from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.data.loading import ScanDataset, ScanError, SupportPixel, read_scan, report_problems, usable_scans
 from bundle.data.study import Study, find_scans, find_support, fold_of, list_scans, open_study, scan_name
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ScanError",
     "SliceExclusion",
     "Study",
+    "SupportPixel",
     "find_scans",
     "find_support",
     "fold_of",

@@ -37,10 +37,10 @@ def values_of(volume: np.ndarray, region: Region) -> np.ndarray:
             voxels above the minimum.
 
     Returns:
-        The values in a row; all of the volume's if the region would be empty.
+        The values in a row; all of the volume's if the region would be empty or constant.
     """
     scan = volume[volume > volume.min()]
-    if region == "volume" or scan.size == 0:
+    if region == "volume" or scan.size == 0 or scan.min() == scan.max():
         return volume.ravel()
     if region == "scan":
         return scan
