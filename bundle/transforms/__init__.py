@@ -11,7 +11,7 @@ from bundle.transforms.refinement import (
     SmoothAcrossSlicesd,
 )
 from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
+from bundle.transforms.volumes import CheckLabeld, CheckVolumed, CropPaddingd, FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
     "AssessScoresd",
@@ -19,6 +19,7 @@ __all__ = [
     "CheckLabeld",
     "CheckVolumed",
     "ClipTopd",
+    "CropPaddingd",
     "FitSlicesd",
     "GuidedScoresd",
     "LabelToMasksd",

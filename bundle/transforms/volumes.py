@@ -1,8 +1,8 @@
 """From files to volumes on the network's grid, and back.
 
-    LoadImaged -> CheckVolumed -> SliceLayoutd -> (intensity) -> FitSlicesd        RestoreGridd -> SaveMasks
-    file          what we take    (1, H, W, Z)    see intensity   H x W of the     mask on the grid of the file
-                                                                  network
+    LoadImaged -> CheckVolumed -> SliceLayoutd -> CropPaddingd -> (intensity) -> FitSlicesd     RestoreGridd -> SaveMasks
+    file          what we take    (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
+                                                                                 network        of the file
 
 Every step keeps the affine true, so that the way back needs nothing but the affines of mask and file.
 """
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
+from monai.transforms import CropForegroundd, MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import LABEL
+from bundle.keys import IMAGE, LABEL
 
 Data = dict[Hashable, Any]
 
@@ -178,6 +178,39 @@ class SliceLayoutd(MapTransform):
         return "".join(codes[axis] for axis in (row, column, self.slice_axis))
 
 
+class CropPaddingd(MapTransform):
+    """Crop volumes to the box outside of which an image holds nothing but its minimum.
+
+    Rows, columns and slices of padding then change nothing: neither the statistics of the scan, nor its scale with
+    ``spacing: fit``, nor what its slices are compared by. An image without padding stays as it is.
+
+    Args:
+        keys: Volumes ``(1, H, W, Z)`` on one grid; those that are missing are left out.
+        image_key: The image that decides.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = IMAGE) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its volumes cropped, their affines true."""
+        return CropForegroundd(
+            self.keys,
+            self.image_key,
+            select_fn=above_minimum,
+            allow_smaller=True,
+            start_coord_key=None,
+            end_coord_key=None,
+            allow_missing_keys=True,
+        )(data)
+
+
+def above_minimum(image: Tensor) -> Tensor:
+    """Tell where an image is above its minimum, which is what scans are padded with."""
+    return image > image.min()
+
+
 class FitSlicesd(MapTransform):
     """Resample volumes, then crop or pad each slice about its center to the network's size.
 
@@ -230,7 +263,9 @@ class FitSlicesd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             is_label = key == LABEL
-            volume = self._resampled(data[key], self._spacing_of(data[key], data), "nearest" if is_label else "bilinear")
+            volume = self._resampled(
+                data[key], self._spacing_of(data[key], data), "nearest" if is_label else "bilinear"
+            )
             fill = 0.0 if is_label else float(volume.min())
             result[key] = ResizeWithPadOrCrop([*self.size, volume.shape[-1]], mode="constant", value=fill)(volume)
         return result
