@@ -1,8 +1,8 @@
 """From files to volumes on the network's grid, and back.
 
-    LoadImaged -> CheckVolumed -> SliceLayoutd -> CropPaddingd -> (intensity) -> FitSlicesd     RestoreGridd -> SaveMasks
-    file          what we take    (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
-                                                                                 network        of the file
+    LoadImaged, CheckVolumed -> SliceLayoutd -> CropPaddingd -> (intensity) -> FitSlicesd     RestoreGridd -> SaveMasks
+    file, what we take          (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
+                                                                               network        of the file
 
 Every step keeps the affine true, so that the way back needs nothing but the affines of mask and file.
 """
@@ -301,7 +301,8 @@ class FitSlicesd(MapTransform):
 
 def _warn_of_crop(volume: MetaTensor, ratio: float, kept: np.ndarray) -> None:
     logger.warning(
-        "%s: the field of view is %.1f times the annotated scan's. Organs are looked for in the central %.0f x %.0f mm.",
+        "%s: the field of view is %.1f times the annotated scan's. Organs are looked for in the central "
+        "%.0f x %.0f mm.",
         *(Path(str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "scan"))).name, ratio, *kept),
     )
 
