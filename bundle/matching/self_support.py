@@ -113,6 +113,7 @@ class SecondLook(Support):
                 if mask.any():
                     classes[organ] = head.foreground(feature[None], mask[None, None].to(feature.dtype))
             prototypes.append(classes)
-        query = EncodedScan(prototypes, matching.describe(features, range(len(features)), len(features)))
+        descriptions = matching.describe(features, range(len(features)), len(features), self.first.center)
+        query = EncodedScan(prototypes, descriptions)
         joined = {organ: [*scans, query] for organ, scans in self.first.sources.items()}
         return SliceSupport(joined, matching, head)

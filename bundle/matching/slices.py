@@ -29,11 +29,14 @@ class EncodedScan:
         descriptions: What the slices look like, unit vectors ``(S, E)``.
         own_margins: By organ the median margin of its pixels, when each slice is scored by the others; without organs
             that fewer than two slices show.
+        center: Mean of the parts of its slices ``(E,)``, which was subtracted from the descriptions; empty if nothing
+            was.
     """
 
     prototypes: list[dict[int, Tensor]]
     descriptions: Tensor
     own_margins: dict[int, float] = field(default_factory=dict)
+    center: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the ids of the organs that the scan shows."""
@@ -50,7 +53,8 @@ class SliceMatching(Matching):
     All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
     found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
     features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
-    begin and end anywhere. The cost of a query slice hardly depends on the number of annotated scans.
+    begin and end anywhere. A query of few slices is mostly organ, and its own mean would take the organ away: it is
+    centered by the annotated scans' mean, the more so the fewer slices it has. The cost of a query slice hardly depends on the number of annotated scans.
 
     Args:
         slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
@@ -60,9 +64,11 @@ class SliceMatching(Matching):
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
         measure_own: Score each annotated slice by the others, for ``PresenceGated``.
+        support_weight: So many slices of the query the annotated scans' mean counts for in its center; 0 centers each
+            scan by itself alone.
 
     Raises:
-        ValueError: If a number is below 1, or ``by`` is unknown.
+        ValueError: If a number is below 1, ``support_weight`` is negative, or ``by`` is unknown.
     """
 
     def __init__(
@@ -72,12 +78,16 @@ class SliceMatching(Matching):
         by: Literal["likeness", "height"] = "likeness",
         annotated_slices: int | None = None,
         measure_own: bool = False,
+        support_weight: float = 15.0,
     ) -> None:
         if by not in ("likeness", "height"):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
+        if not support_weight >= 0:
+            raise ValueError(f"support_weight must be at least 0, a number of slices, got {support_weight}.")
+        self.support_weight = support_weight
         self.slices = slices
         self.grid = grid
         self.by = by
@@ -101,7 +111,8 @@ class SliceMatching(Matching):
                     classes[organ] = head.foreground(feature[None], soft[place, None])
             prototypes.append(classes)
             masks.append(soft[:, 0] > 0.5)
-        encoded = EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
+        descriptions = self.describe(features, slices, label.shape[-1])
+        encoded = EncodedScan(prototypes, descriptions, center=self._center(features))
         if not self.measure_own:
             return encoded
         return replace(encoded, own_margins=self._own_margins(encoded, features, masks, organs, head))
@@ -144,6 +155,7 @@ class SliceMatching(Matching):
             "prototypes": torch.cat([some for _, _, some in kept]),
             "slice_class_number": torch.tensor([(z, organ, len(some)) for z, organ, some in kept]),
             "descriptions": encoded.descriptions,
+            "center": encoded.center,
             "own_margin_organs": torch.tensor(list(encoded.own_margins), dtype=torch.int64),
             "own_margins": torch.tensor(list(encoded.own_margins.values()), dtype=torch.float64),
         }
@@ -156,24 +168,42 @@ class SliceMatching(Matching):
         for (z, organ, _), some in zip(kept, parts, strict=True):
             prototypes[z][organ] = some
         own = zip(tensors["own_margin_organs"].tolist(), tensors["own_margins"].tolist(), strict=True)
-        return EncodedScan(prototypes, tensors["descriptions"], dict(own))
+        # Files of earlier versions have no center: a query is centered by itself then.
+        center = tensors.get("center", tensors["descriptions"].new_zeros(0))
+        return EncodedScan(prototypes, tensors["descriptions"], dict(own), center)
 
-    def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
+    def describe(
+        self, features: Features, slices: Sequence[int], depth: int, support_center: Tensor | None = None
+    ) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
 
-        By likeness they are centered: what sets them apart in their scan. A slice alone is not: nothing would be left.
+        By likeness they are centered: what sets them apart in their scan. An annotated slice alone is not: nothing
+        would be left.
 
         Args:
             features: Of the slices.
             slices: Their places in the scan.
             depth: Slices of the scan.
+            support_center: Of the annotated scans, ``(E,)``, if the slices are a query's.
         """
         if self.by == "height":
             # On a quarter of a circle: the nearer two heights, the larger the product.
             angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
-        parts = torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
+        parts = self._parts(features)
+        if support_center is not None and self.support_weight > 0:
+            own = len(parts) / (len(parts) + self.support_weight)
+            return F.normalize(parts - support_center.lerp(parts.mean(dim=0), own), dim=1)
         return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
+
+    def _parts(self, features: Features) -> Tensor:
+        return torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
+
+    def _center(self, features: Features) -> Tensor:
+        """Return what ``describe`` subtracts from annotated slices; empty if nothing."""
+        if self.by == "height" or len(features) < 2:
+            return features[0].new_zeros(0)
+        return self._parts(features).mean(dim=0)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
         """Put the slices of all scans side by side."""
@@ -215,6 +245,8 @@ class SliceSupport(Support):
         for organ, scans in sources.items():
             shared.setdefault(tuple(map(id, scans)), []).append(organ)
         self.groups = [_Group(organs, sources[organs[0]]) for organs in shared.values()]
+        centers = {id(scan): scan.center for scans in sources.values() for scan in scans if len(scan.center)}
+        self.center = torch.stack(list(centers.values())).mean(dim=0) if centers else None
 
     @property
     def organs(self) -> list[int]:
@@ -230,7 +262,7 @@ class SliceSupport(Support):
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
-        descriptions = self.matching.describe(features, range(len(features)), len(features))
+        descriptions = self.matching.describe(features, range(len(features)), len(features), self.center)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
             margins, best = self.margins(query, description)
             within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]

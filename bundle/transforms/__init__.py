@@ -3,6 +3,7 @@
 from bundle.transforms.augmentation import Augmentation
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
+from bundle.transforms.padding import CropPaddingd
 from bundle.transforms.refinement import (
     AssessScoresd,
     GuidedScoresd,
@@ -11,7 +12,7 @@ from bundle.transforms.refinement import (
     SmoothAcrossSlicesd,
 )
 from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, CropPaddingd, FitSlicesd, RestoreGridd, SliceLayoutd
+from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
     "AssessScoresd",

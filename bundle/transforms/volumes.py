@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CropForegroundd, MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
+from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import IMAGE, LABEL
+from bundle.keys import LABEL
 
 Data = dict[Hashable, Any]
 
@@ -176,39 +176,6 @@ class SliceLayoutd(MapTransform):
         codes = nibabel.aff2axcodes(np.asarray(volume.affine))
         column, row = (axis for axis in (0, 1, 2) if axis != self.slice_axis)
         return "".join(codes[axis] for axis in (row, column, self.slice_axis))
-
-
-class CropPaddingd(MapTransform):
-    """Crop volumes to the box outside of which an image holds nothing but its minimum.
-
-    Rows, columns and slices of padding then change nothing: neither the statistics of the scan, nor its scale with
-    ``spacing: fit``, nor what its slices are compared by. An image without padding stays as it is.
-
-    Args:
-        keys: Volumes ``(1, H, W, Z)`` on one grid; those that are missing are left out.
-        image_key: The image that decides.
-    """
-
-    def __init__(self, keys: KeysCollection, image_key: str = IMAGE) -> None:
-        super().__init__(keys, allow_missing_keys=True)
-        self.image_key = image_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Return ``data`` with its volumes cropped, their affines true."""
-        return CropForegroundd(
-            self.keys,
-            self.image_key,
-            select_fn=above_minimum,
-            allow_smaller=True,
-            start_coord_key=None,
-            end_coord_key=None,
-            allow_missing_keys=True,
-        )(data)
-
-
-def above_minimum(image: Tensor) -> Tensor:
-    """Tell where an image is above its minimum, which is what scans are padded with."""
-    return image > image.min()
 
 
 class FitSlicesd(MapTransform):

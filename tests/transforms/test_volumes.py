@@ -17,7 +17,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, CropPaddingd, FitSlicesd, RestoreGridd, SliceLayoutd
+from bundle.transforms.padding import CropPaddingd
+from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 SHAPE = (36, 44, 12)
 BLOCK = (slice(9, 25), slice(14, 35), slice(3, 8))  # off-center along every axis
