@@ -113,7 +113,7 @@ class SecondLook(Support):
                 if mask.any():
                     classes[organ] = head.foreground(feature[None], mask[None, None].to(feature.dtype))
             prototypes.append(classes)
-        descriptions = matching.describe(features, range(len(features)), len(features), self.first.center)
-        query = EncodedScan(prototypes, descriptions)
+        descriptions = matching.describe(features, range(len(features)), len(features))
+        query = EncodedScan(prototypes, descriptions, {}, *matching.center_of(features))
         joined = {organ: [*scans, query] for organ, scans in self.first.sources.items()}
         return SliceSupport(joined, matching, head)

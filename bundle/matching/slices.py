@@ -29,14 +29,21 @@ class EncodedScan:
         descriptions: What the slices look like, unit vectors ``(S, E)``.
         own_margins: By organ the median margin of its pixels, when each slice is scored by the others; without organs
             that fewer than two slices show.
-        center: Mean of the parts of its slices ``(E,)``, which was subtracted from the descriptions; empty if nothing
-            was.
+        lengths: Of the descriptions before they became unit vectors, ``(S,)``.
+        center: What was subtracted from them, ``(E,)``; empty if nothing was.
     """
 
     prototypes: list[dict[int, Tensor]]
     descriptions: Tensor
     own_margins: dict[int, float] = field(default_factory=dict)
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(0))
     center: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def described(self, share: float) -> Tensor:
+        """Return the descriptions ``(S, E)`` with only a share of the center subtracted, unit vectors."""
+        if share == 1 or len(self.center) == 0:
+            return self.descriptions
+        return F.normalize(self.descriptions * self.lengths[:, None] + (1 - share) * self.center, dim=1)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the ids of the organs that the scan shows."""
@@ -53,8 +60,8 @@ class SliceMatching(Matching):
     All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
     found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
     features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
-    begin and end anywhere. A query of few slices is mostly organ, and its own mean would take the organ away: it is
-    centered by the annotated scans' mean, the more so the fewer slices it has. The cost of a query slice hardly depends on the number of annotated scans.
+    begin and end anywhere. In a query of few slices the mean is mostly the organ itself: the fewer there are, the
+    less of the means is subtracted, from both. The cost of a query slice hardly depends on the number of annotated scans.
 
     Args:
         slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
@@ -64,11 +71,11 @@ class SliceMatching(Matching):
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
         measure_own: Score each annotated slice by the others, for ``PresenceGated``.
-        support_weight: So many slices of the query the annotated scans' mean counts for in its center; 0 centers each
-            scan by itself alone.
+        damping: Of a query of ``n`` slices, and of the annotated scans then, the share ``n / (n + damping)`` of the
+            mean is subtracted; 0 subtracts all of it.
 
     Raises:
-        ValueError: If a number is below 1, ``support_weight`` is negative, or ``by`` is unknown.
+        ValueError: If a number is below 1, ``damping`` is negative, or ``by`` is unknown.
     """
 
     def __init__(
@@ -78,16 +85,16 @@ class SliceMatching(Matching):
         by: Literal["likeness", "height"] = "likeness",
         annotated_slices: int | None = None,
         measure_own: bool = False,
-        support_weight: float = 15.0,
+        damping: float = 3.0,
     ) -> None:
         if by not in ("likeness", "height"):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
-        if not support_weight >= 0:
-            raise ValueError(f"support_weight must be at least 0, a number of slices, got {support_weight}.")
-        self.support_weight = support_weight
+        if not damping >= 0:
+            raise ValueError(f"damping must be at least 0, a number of slices, got {damping}.")
+        self.damping = damping
         self.slices = slices
         self.grid = grid
         self.by = by
@@ -112,7 +119,7 @@ class SliceMatching(Matching):
             prototypes.append(classes)
             masks.append(soft[:, 0] > 0.5)
         descriptions = self.describe(features, slices, label.shape[-1])
-        encoded = EncodedScan(prototypes, descriptions, center=self._center(features))
+        encoded = EncodedScan(prototypes, descriptions, {}, *self.center_of(features))
         if not self.measure_own:
             return encoded
         return replace(encoded, own_margins=self._own_margins(encoded, features, masks, organs, head))
@@ -129,7 +136,8 @@ class SliceMatching(Matching):
             seen = {organ: [rest] for organ in organs if organ in rest}
             if not seen:
                 continue
-            margins, _ = SliceSupport(seen, self, head).margins(query, encoded.descriptions[z])
+            support = SliceSupport(seen, self, head)
+            margins, _ = support.margins(query, encoded.descriptions[z], support.described(1.0))
             for organ, margin in zip(seen, margins, strict=True):
                 found.setdefault(organ, []).append(margin[shown[organs.index(organ)]])
         pixels = {organ: torch.cat(margins) for organ, margins in found.items()}
@@ -155,6 +163,7 @@ class SliceMatching(Matching):
             "prototypes": torch.cat([some for _, _, some in kept]),
             "slice_class_number": torch.tensor([(z, organ, len(some)) for z, organ, some in kept]),
             "descriptions": encoded.descriptions,
+            "lengths": encoded.lengths,
             "center": encoded.center,
             "own_margin_organs": torch.tensor(list(encoded.own_margins), dtype=torch.int64),
             "own_margins": torch.tensor(list(encoded.own_margins.values()), dtype=torch.float64),
@@ -168,42 +177,43 @@ class SliceMatching(Matching):
         for (z, organ, _), some in zip(kept, parts, strict=True):
             prototypes[z][organ] = some
         own = zip(tensors["own_margin_organs"].tolist(), tensors["own_margins"].tolist(), strict=True)
-        # Files of earlier versions have no center: a query is centered by itself then.
-        center = tensors.get("center", tensors["descriptions"].new_zeros(0))
-        return EncodedScan(prototypes, tensors["descriptions"], dict(own), center)
+        # Files of earlier versions have no center: all of it stays subtracted.
+        center = {name: tensors[name] for name in ("lengths", "center") if name in tensors}
+        return EncodedScan(prototypes, tensors["descriptions"], dict(own), **center)
 
-    def describe(
-        self, features: Features, slices: Sequence[int], depth: int, support_center: Tensor | None = None
-    ) -> Tensor:
+    def describe(self, features: Features, slices: Sequence[int], depth: int, share: float = 1.0) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
 
-        By likeness they are centered: what sets them apart in their scan. An annotated slice alone is not: nothing
-        would be left.
+        By likeness they are centered: what sets them apart in their scan. A slice alone is not, if all of its
+        mean were subtracted: nothing would be left.
 
         Args:
             features: Of the slices.
             slices: Their places in the scan.
             depth: Slices of the scan.
-            support_center: Of the annotated scans, ``(E,)``, if the slices are a query's.
+            share: Of the scan's mean that is subtracted.
         """
         if self.by == "height":
             # On a quarter of a circle: the nearer two heights, the larger the product.
             angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
         parts = self._parts(features)
-        if support_center is not None and self.support_weight > 0:
-            own = len(parts) / (len(parts) + self.support_weight)
-            return F.normalize(parts - support_center.lerp(parts.mean(dim=0), own), dim=1)
-        return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
+        center = torch.zeros_like(parts[0]) if share == 1 and len(parts) == 1 else share * parts.mean(dim=0)
+        return F.normalize(parts - center, dim=1)
+
+    def share(self, slices: int) -> float:
+        """Return which share of its mean is subtracted from a query of so many slices."""
+        return slices / (slices + self.damping)
 
     def _parts(self, features: Features) -> Tensor:
         return torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
 
-    def _center(self, features: Features) -> Tensor:
-        """Return what ``describe`` subtracts from annotated slices; empty if nothing."""
+    def center_of(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return the lengths of annotated slices less their center, and the center; empty if nothing is subtracted."""
         if self.by == "height" or len(features) < 2:
-            return features[0].new_zeros(0)
-        return self._parts(features).mean(dim=0)
+            return features[0].new_zeros(0), features[0].new_zeros(0)
+        parts = self._parts(features)
+        return (parts - parts.mean(dim=0)).norm(dim=1), parts.mean(dim=0)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
         """Put the slices of all scans side by side."""
@@ -216,12 +226,15 @@ class _Group:
     def __init__(self, organs: Sequence[int], scans: Sequence[EncodedScan]) -> None:
         self.organs = organs
         self.slices = [shown for scan in scans for shown in scan.prototypes]
-        self.descriptions = torch.cat([scan.descriptions for scan in scans])
+        self.scans = scans
 
-    def most_alike(self, description: Tensor, number: int | None) -> list[dict[int, Tensor]]:
+    def described(self, share: float) -> Tensor:
+        return torch.cat([scan.described(share) for scan in self.scans])
+
+    def most_alike(self, likeness: Tensor, number: int | None) -> list[dict[int, Tensor]]:
         if number is None or number >= len(self.slices):
             return self.slices
-        return [self.slices[place] for place in (self.descriptions @ description).topk(number).indices.tolist()]
+        return [self.slices[place] for place in likeness.topk(number).indices.tolist()]
 
 
 class SliceSupport(Support):
@@ -245,8 +258,6 @@ class SliceSupport(Support):
         for organ, scans in sources.items():
             shared.setdefault(tuple(map(id, scans)), []).append(organ)
         self.groups = [_Group(organs, sources[organs[0]]) for organs in shared.values()]
-        centers = {id(scan): scan.center for scans in sources.values() for scan in scans if len(scan.center)}
-        self.center = torch.stack(list(centers.values())).mean(dim=0) if centers else None
 
     @property
     def organs(self) -> list[int]:
@@ -262,21 +273,34 @@ class SliceSupport(Support):
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
-        descriptions = self.matching.describe(features, range(len(features)), len(features), self.center)
+        # Where a center is not known, all of it was subtracted: then it is from the query too.
+        known = all(len(scan.center) for scans in self.sources.values() for scan in scans)
+        share = self.matching.share(len(features)) if known else 1.0
+        described = self.described(share)
+        descriptions = self.matching.describe(features, range(len(features)), len(features), share)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
-            margins, best = self.margins(query, description)
+            margins, best = self.margins(query, description, described)
             within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]
             yield torch.stack(within), best
 
-    def margins(self, query: Tensor, description: Tensor) -> tuple[Tensor, Tensor]:
-        """Score one slice ``(D, h, w)``, described by ``(E,)``.
+    def described(self, share: float) -> list[Tensor]:
+        """Return for each group of organs the descriptions of its slices, a share of their scan's mean subtracted."""
+        return [group.described(share) for group in self.groups]
+
+    def margins(self, query: Tensor, description: Tensor, described: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Score one slice ``(D, h, w)``.
+
+        Args:
+            query: Its features.
+            description: Its description, ``(E,)``.
+            described: Those of the annotated slices, as ``described`` returns them.
 
         Returns:
             The margins ``(O, h, w)``, each organ against background and all other organs, and the largest logit.
         """
         background, foreground = {}, {}
-        for group in self.groups:
-            slices = group.most_alike(description, self.matching.slices)
+        for group, known in zip(self.groups, described, strict=True):
+            slices = group.most_alike(known @ description, self.matching.slices)
             # Organs that were annotated and are not asked for are no organ here.
             rest = {BACKGROUND, *(organ for shown in slices for organ in shown)} - set(self.organs)
             nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)

@@ -228,6 +228,44 @@ def test_what_all_slices_of_a_scan_share_is_in_no_description() -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_of_the_mean_of_a_scan_a_share_is_subtracted_from_query_and_annotated_slices_alike() -> None:
+    """Two slices of (2, 0) and (0, 4), whose mean is (1, 2): less half of it they are (1.5, -1) and (-0.5, 3)."""
+    features = torch.tensor([[2.0, 0.0], [0.0, 4.0]])[:, :, None, None].expand(2, 2, 8, 12)
+    label = torch.zeros(1, 8, 12, 2)
+    label[0, 2:6, 2:6, 0] = 3
+    matching = SliceMatching(grid=1)
+    expected = F.normalize(torch.tensor([[1.5, -1.0], [-0.5, 3.0]]))
+    torch.testing.assert_close(matching.describe(features, range(2), 2, share=0.5), expected)
+    encoded = matching.encode(label, lambda slices: features[list(slices)], HEAD)
+    torch.testing.assert_close(encoded.described(0.5), expected)
+    torch.testing.assert_close(encoded.described(1.0), encoded.descriptions)
+
+
+def test_the_share_of_the_mean_grows_with_the_slices_of_the_query() -> None:
+    shares = [SliceMatching(damping=6.0).share(slices) for slices in (2, 6, 54)]
+    assert shares == pytest.approx([0.25, 0.5, 0.9])
+    assert SliceMatching(damping=0.0).share(2) == 1
+
+
+@pytest.mark.parametrize("slab", ["oo", "ooo", "o"])
+def test_a_slab_that_shows_nothing_but_organs_is_matched_to_slices_with_organs(slab: str) -> None:
+    """Less the slab's own mean, the organ itself, nothing is left to compare."""
+    support, query = scan("xxxx..oooo...."), scan(slab, shift=2)
+    torch.testing.assert_close(label_in(query, SliceMatching(slices=1), support), query["label"])
+
+
+def test_prototypes_of_an_earlier_version_are_compared_less_all_of_their_mean() -> None:
+    matching = SliceMatching()
+    encoded = encoded_scan(matching, scan("x.oo"))
+    tensors = {key: value for key, value in matching.to_tensors(encoded).items() if key not in ("lengths", "center")}
+    torch.testing.assert_close(matching.from_tensors(tensors).described(0.5), encoded.descriptions)
+
+
+def test_a_negative_damping_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"damping must be at least 0, a number of slices, got -1\.0"):
+        SliceMatching(damping=-1.0)
+
+
 def test_by_height_the_nearest_slices_of_the_scans_are_alike() -> None:
     """Ten slices against four: the heights decide, and what the slices look like does not."""
     matching = SliceMatching(by="height")
