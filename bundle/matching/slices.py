@@ -60,8 +60,8 @@ class SliceMatching(Matching):
     All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
     found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
     features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
-    begin and end anywhere. In a query of few slices the mean is mostly the organ itself: the fewer there are, the
-    less of the means is subtracted, from both. The cost of a query slice hardly depends on the number of annotated scans.
+    begin and end anywhere. The mean of a slab is mostly the organ itself: the less its slices differ, the less of the
+    means is subtracted, from both. The cost of a query slice hardly depends on the number of annotated scans.
 
     Args:
         slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
@@ -71,11 +71,12 @@ class SliceMatching(Matching):
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
         measure_own: Score each annotated slice by the others, for ``PresenceGated``.
-        damping: Of a query of ``n`` slices, and of the annotated scans then, the share ``n / (n + damping)`` of the
-            mean is subtracted; 0 subtracts all of it.
+        whole_spread: A query is taken for a whole scan if the spread of its slices (mean squared distance from their
+            mean) is at least this share of the annotated scans'. All of the mean is subtracted then, and below it in
+            proportion; 0 takes every query for a whole scan.
 
     Raises:
-        ValueError: If a number is below 1, ``damping`` is negative, or ``by`` is unknown.
+        ValueError: If a number is below 1, ``whole_spread`` is negative, or ``by`` is unknown.
     """
 
     def __init__(
@@ -85,16 +86,16 @@ class SliceMatching(Matching):
         by: Literal["likeness", "height"] = "likeness",
         annotated_slices: int | None = None,
         measure_own: bool = False,
-        damping: float = 3.0,
+        whole_spread: float = 0.65,
     ) -> None:
         if by not in ("likeness", "height"):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
-        if not damping >= 0:
-            raise ValueError(f"damping must be at least 0, a number of slices, got {damping}.")
-        self.damping = damping
+        if not whole_spread >= 0:
+            raise ValueError(f"whole_spread must be at least 0, a share, got {whole_spread}.")
+        self.whole_spread = whole_spread
         self.slices = slices
         self.grid = grid
         self.by = by
@@ -181,29 +182,40 @@ class SliceMatching(Matching):
         center = {name: tensors[name] for name in ("lengths", "center") if name in tensors}
         return EncodedScan(prototypes, tensors["descriptions"], dict(own), **center)
 
-    def describe(self, features: Features, slices: Sequence[int], depth: int, share: float = 1.0) -> Tensor:
+    def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
         """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
 
-        By likeness they are centered: what sets them apart in their scan. A slice alone is not, if all of its
-        mean were subtracted: nothing would be left.
+        By likeness they are centered: what sets them apart in their scan. A slice alone is not: nothing would be left.
 
         Args:
             features: Of the slices.
             slices: Their places in the scan.
             depth: Slices of the scan.
-            share: Of the scan's mean that is subtracted.
         """
         if self.by == "height":
             # On a quarter of a circle: the nearer two heights, the larger the product.
             angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
         parts = self._parts(features)
-        center = torch.zeros_like(parts[0]) if share == 1 and len(parts) == 1 else share * parts.mean(dim=0)
-        return F.normalize(parts - center, dim=1)
+        return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
 
-    def share(self, slices: int) -> float:
-        """Return which share of its mean is subtracted from a query of so many slices."""
-        return slices / (slices + self.damping)
+    def describe_query(self, features: Features, spread: float) -> tuple[Tensor, float]:
+        """Describe the slices of a query.
+
+        Args:
+            features: Of all its slices.
+            spread: Of the annotated scans' slices; 0 if it is not known.
+
+        Returns:
+            The descriptions ``(Z, E)``, and the share of the mean that was subtracted, in [0, 1].
+        """
+        if self.by == "height" or self.whole_spread * spread == 0:
+            return self.describe(features, range(len(features)), len(features)), 1.0
+        parts = self._parts(features)
+        mean = parts.mean(dim=0)
+        own = float((parts - mean).square().sum(dim=1).mean())
+        share = min(1.0, own / (self.whole_spread * spread))
+        return F.normalize(parts - share * mean, dim=1), share
 
     def _parts(self, features: Features) -> Tensor:
         return torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
@@ -273,15 +285,19 @@ class SliceSupport(Support):
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
-        # Where a center is not known, all of it was subtracted: then it is from the query too.
-        known = all(len(scan.center) for scans in self.sources.values() for scan in scans)
-        share = self.matching.share(len(features)) if known else 1.0
+        descriptions, share = self.matching.describe_query(features, self._spread())
         described = self.described(share)
-        descriptions = self.matching.describe(features, range(len(features)), len(features), share)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
             margins, best = self.margins(query, description, described)
             within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]
             yield torch.stack(within), best
+
+    def _spread(self) -> float:
+        """Return the mean spread of the slices of the annotated scans; 0 if one does not tell its own."""
+        scans = {id(scan): scan for scans in self.sources.values() for scan in scans}.values()
+        if not all(len(scan.center) for scan in scans):
+            return 0.0
+        return fmean(float(scan.lengths.square().mean()) for scan in scans)
 
     def described(self, share: float) -> list[Tensor]:
         """Return for each group of organs the descriptions of its slices, a share of their scan's mean subtracted."""

@@ -228,23 +228,33 @@ def test_what_all_slices_of_a_scan_share_is_in_no_description() -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_of_the_mean_of_a_scan_a_share_is_subtracted_from_query_and_annotated_slices_alike() -> None:
-    """Two slices of (2, 0) and (0, 4), whose mean is (1, 2): less half of it they are (1.5, -1) and (-0.5, 3)."""
-    features = torch.tensor([[2.0, 0.0], [0.0, 4.0]])[:, :, None, None].expand(2, 2, 8, 12)
+def gray_features(*grays: Sequence[float]) -> Tensor:
+    """Slices of 8 x 12, each of one feature vector."""
+    return torch.tensor(grays)[:, :, None, None].expand(len(grays), len(grays[0]), 8, 12)
+
+
+def test_of_the_mean_of_a_slab_a_share_is_subtracted_and_of_the_annotated_scans_the_same() -> None:
+    """Annotated are (2, 0) and (0, 4): mean (1, 2), spread 5; the query's (4, 1) and (2, 1) have (3, 1) and 1."""
     label = torch.zeros(1, 8, 12, 2)
     label[0, 2:6, 2:6, 0] = 3
-    matching = SliceMatching(grid=1)
-    expected = F.normalize(torch.tensor([[1.5, -1.0], [-0.5, 3.0]]))
-    torch.testing.assert_close(matching.describe(features, range(2), 2, share=0.5), expected)
-    encoded = matching.encode(label, lambda slices: features[list(slices)], HEAD)
-    torch.testing.assert_close(encoded.described(0.5), expected)
-    torch.testing.assert_close(encoded.described(1.0), encoded.descriptions)
+    matching = SliceMatching(grid=1, whole_spread=0.8)
+    support = gray_features([2.0, 0.0], [0.0, 4.0])
+    encoded = matching.encode(label, lambda slices: support[list(slices)], HEAD)
+    descriptions, share = matching.describe_query(gray_features([4.0, 1.0], [2.0, 1.0]), spread=5.0)
+    assert share == pytest.approx(1 / 4)  # 1 of 0.8 x 5
+    torch.testing.assert_close(descriptions, F.normalize(torch.tensor([[3.25, 0.75], [1.25, 0.75]])))
+    torch.testing.assert_close(encoded.described(share), F.normalize(torch.tensor([[1.75, -0.5], [-0.25, 3.5]])))
+    torch.testing.assert_close(encoded.lengths, torch.tensor([5.0, 5.0]).sqrt())
 
 
-def test_the_share_of_the_mean_grows_with_the_slices_of_the_query() -> None:
-    shares = [SliceMatching(damping=6.0).share(slices) for slices in (2, 6, 54)]
-    assert shares == pytest.approx([0.25, 0.5, 0.9])
-    assert SliceMatching(damping=0.0).share(2) == 1
+@pytest.mark.parametrize(("whole_spread", "spread"), [(0.65, 1.5), (0.0, 50.0), (0.65, 0.0)])
+def test_all_of_the_mean_of_a_whole_scan_is_subtracted(whole_spread: float, spread: float) -> None:
+    """Its spread is 1: enough, never too little, and not to be compared."""
+    features = gray_features([4.0, 1.0], [2.0, 1.0])
+    matching = SliceMatching(grid=1, whole_spread=whole_spread)
+    descriptions, share = matching.describe_query(features, spread)
+    assert share == 1
+    torch.testing.assert_close(descriptions, matching.describe(features, range(2), 2))
 
 
 @pytest.mark.parametrize("slab", ["oo", "ooo", "o"])
@@ -261,9 +271,9 @@ def test_prototypes_of_an_earlier_version_are_compared_less_all_of_their_mean() 
     torch.testing.assert_close(matching.from_tensors(tensors).described(0.5), encoded.descriptions)
 
 
-def test_a_negative_damping_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"damping must be at least 0, a number of slices, got -1\.0"):
-        SliceMatching(damping=-1.0)
+def test_a_negative_spread_of_whole_scans_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"whole_spread must be at least 0, a share, got -1\.0"):
+        SliceMatching(whole_spread=-1.0)
 
 
 def test_by_height_the_nearest_slices_of_the_scans_are_alike() -> None:
