@@ -443,7 +443,8 @@ def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
         parsers[-1].read_config(str(CONFIGS / name))
     for parser in parsers:
         parser["network_def::encoder::train_batch_norm"] = None  # of training alone
-    for key in ("network_def", "orientation", "slice_axis", "spacing", "intensity", "statistics", "phantom"):
+    grid = ("orientation", "slice_axis", "spacing", "padding", "intensity", "statistics", "standardization")
+    for key in ("network_def", *grid, "phantom"):
         assert parsers[0][key] == parsers[1][key], key
 
 
@@ -456,6 +457,14 @@ def test_inference_is_what_the_preset_for_one_annotated_scan_makes_of_training()
 def test_the_papers_preset_makes_inference_what_training_is() -> None:
     inference, train_config = parsed("inference.yaml", "preset_paper.yaml"), parsed("train.yaml")
     assert [inference[key] for key in FROM_SCANS_TO_MASKS] == [train_config[key] for key in FROM_SCANS_TO_MASKS]
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml"])
+def test_the_papers_preset_standardizes_the_whole_volume_by_its_z_score(name: str) -> None:
+    parser = parsed(name, "preset_paper.yaml")
+    assert parser["padding"] == {"_target_": "Compose", "transforms": []}
+    assert [parser["standardization"][key] for key in ("method", "region")] == ["zscore", "volume"]
+    assert not {"center", "spread"} & set(parser["standardization"])
 
 
 def test_run_and_training_are_the_same_item() -> None:
