@@ -258,7 +258,7 @@ def test_all_of_the_mean_of_a_whole_scan_is_subtracted(whole_spread: float, spre
 
 
 @pytest.mark.parametrize("slab", [([4.0, 0.0], [3.6, 0.2]), ([4.0, 0.0],)], ids=["two slices", "one slice"])
-def test_a_slab_that_shows_nothing_but_an_organ_is_matched_to_slices_with_the_organ(slab: Sequence[list[float]]) -> None:
+def test_a_slab_of_nothing_but_an_organ_is_matched_to_slices_with_the_organ(slab: Sequence[list[float]]) -> None:
     """Less the mean of the two, the second slice would look like those without the organ."""
     support = gray_features([4.0, 0.0], [4.0, 0.0], [0.0, 4.0], [0.0, 4.0], [0.0, 4.0])
     label = torch.zeros(1, 8, 12, 5)
