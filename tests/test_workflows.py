@@ -327,6 +327,21 @@ def test_inference_finds_what_the_preset_for_one_annotated_scan_evaluates(traine
     assert_equal_masks(tmp_path / "one", tmp_path / "other")
 
 
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0), (5, 7)), ((20, 90), (0, 60), (0, 0))], ids=["slices", "plane"])
+def test_a_padded_scan_has_the_same_mask(padding: tuple[tuple[int, int], ...], trained: Path, tmp_path: Path) -> None:
+    scan = nibabel.load(trained / "phantom" / "images" / "phantom_03.nii.gz")
+    values = np.asarray(scan.dataobj)
+    padded = np.pad(values, padding, constant_values=values.min() - 1)
+    (tmp_path / "scans").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, scan.affine), tmp_path / "scans" / "plain.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(padded, scan.affine), tmp_path / "scans" / "padded.nii.gz")
+    keys = {"dataset_dir": str(tmp_path / "scans"), "checkpoint": str(trained / "model.pt")} | support_of(trained)
+    workflow(INFER, tmp_path, **keys).run()
+    plain, wide = (np.asarray(nibabel.load(tmp_path / "masks" / f"{n}.nii.gz").dataobj) for n in ("plain", "padded"))
+    assert plain.any()
+    np.testing.assert_array_equal(wide, np.pad(plain, padding))
+
+
 def test_a_file_of_prototypes_stands_for_the_annotated_scan(trained: Path, tmp_path: Path) -> None:
     """Encoded by one command, used by another without the image, and refused for other weights and another grid."""
     keys: dict[str, Any] = {"checkpoint": str(trained / "model.pt"), "dataset_dir": str(trained / "phantom")}
@@ -441,7 +456,9 @@ def test_training_and_inference_agree_on_the_network_and_the_grid() -> None:
     for parser in parsers:
         parser["network_def::encoder::train_batch_norm"] = None  # of training alone
         parser["network_def::encoder::weights"] = None
-    for key in ("network_def", "orientation", "slice_axis", "spacing", "intensity", "statistics", "phantom"):
+        parser["standardization::statistics"] = None  # training writes them
+    grid = ("orientation", "slice_axis", "spacing", "padding", "intensity", "statistics", "standardization")
+    for key in ("network_def", *grid, "phantom"):
         assert parsers[0][key] == parsers[1][key], key
 
 
@@ -454,6 +471,14 @@ def test_inference_is_what_the_preset_for_one_annotated_scan_makes_of_training()
 def test_the_papers_preset_makes_inference_what_training_is() -> None:
     inference, train_config = parsed("inference.yaml", "preset_paper.yaml"), parsed("train.yaml")
     assert [inference[key] for key in FROM_SCANS_TO_MASKS] == [train_config[key] for key in FROM_SCANS_TO_MASKS]
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "inference.yaml"])
+def test_the_papers_preset_standardizes_the_whole_volume_by_its_z_score(name: str) -> None:
+    parser = parsed(name, "preset_paper.yaml")
+    assert parser["padding"] == {"_target_": "Compose", "transforms": []}
+    assert [parser["standardization"][key] for key in ("method", "region")] == ["zscore", "volume"]
+    assert not {"center", "spread"} & set(parser["standardization"])
 
 
 def test_run_and_training_are_the_same_item() -> None:

@@ -2,7 +2,7 @@
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.data.exclusion import SliceExclusion
-from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.data.loading import ScanDataset, ScanError, SupportPixel, read_scan, report_problems, usable_scans
 from bundle.data.reader import FileError, ScanReader
 from bundle.data.scans import (
     Split,
@@ -25,6 +25,7 @@ __all__ = [
     "ScanReader",
     "SliceExclusion",
     "Split",
+    "SupportPixel",
     "dataset_name",
     "files_of",
     "find_scans",

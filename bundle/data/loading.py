@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -101,6 +102,39 @@ class ScanDataset(Dataset[Any]):
     def read(self, scan: Scan) -> Any:
         """Read any scan as those of the data set are read."""
         return read_scan(scan, self.transform)
+
+
+class SupportPixel:
+    """The pixel size of the annotated scans on the network's grid, for ``FitSlicesd``.
+
+    Args:
+        support: Annotated scans, preprocessed for the network.
+        key: Where a scan's entry lists annotated scans of its own, which are used instead (MONAI Label).
+    """
+
+    def __init__(self, support: ScanDataset, key: str = "support_scans") -> None:
+        self.support = support
+        self.key = key
+        self._known: dict[str, float] = {}
+
+    def __call__(self, data: Mapping[Any, Any]) -> float | None:
+        """Return the median over the annotated scans of a scan's entry, mm; ``None`` if no image can be read.
+
+        What is wrong with an annotated scan is said where it is encoded.
+        """
+        pixels = [self._pixel(scan) for scan in data.get(self.key) or self.support.data]
+        known = [pixel for pixel in pixels if pixel is not None]
+        return median(known) if known else None
+
+    def _pixel(self, scan: Scan) -> float | None:
+        path = str(scan["image"])
+        if path not in self._known:
+            try:
+                image = self.support.read({"image": path, "label": scan["label"]})["image"]
+            except ScanError:
+                return None
+            self._known[path] = float(image.pixdim[0])
+        return self._known[path]
 
 
 class _Trial(Dataset[str]):

@@ -3,6 +3,7 @@
 from bundle.transforms.augmentation import Augmentation
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
+from bundle.transforms.padding import CropPaddingd
 from bundle.transforms.refinement import (
     AssessScoresd,
     GuidedScoresd,
@@ -18,6 +19,7 @@ __all__ = [
     "CheckLabeld",
     "CheckVolumed",
     "ClipTopd",
+    "CropPaddingd",
     "FitSlicesd",
     "GuidedScoresd",
     "LabelToMasksd",

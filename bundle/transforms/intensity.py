@@ -10,19 +10,53 @@ import logging
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from skimage.filters import threshold_triangle
 
 from bundle.transforms.reference import standardize
+from bundle.transforms.superpixels import body_mask
 
 Data = dict[Hashable, Any]
 
 EXAMPLE = '{"mean": 60.0, "std": 70.0}'
 
 logger = logging.getLogger(__name__)
+Region = Literal["volume", "scan", "body"]
+"""The voxels that a statistic is taken of: all of the volume; those above its minimum, so that no padding counts; or
+those of the body, in each slice the largest piece above a threshold, holes filled."""
+
+NORMAL_MAD = 1.4826
+"""Standard deviation of a normal distribution, in median absolute deviations."""
+
+
+def values_of(volume: np.ndarray, region: Region) -> np.ndarray:
+    """Return the values of a region.
+
+    Args:
+        volume: ``(1, H, W, Z)``.
+        region: ``"volume"``, ``"scan"`` or ``"body"``. The threshold of the body is the triangle method's, over the
+            voxels above the minimum.
+
+    Returns:
+        The values in a row; all of the volume's if the region would be empty or constant.
+    """
+    scan = volume[volume > volume.min()]
+    if region == "volume" or scan.size == 0 or scan.min() == scan.max():
+        return volume.ravel()
+    if region == "scan":
+        return scan
+    threshold = float(threshold_triangle(scan))
+    body = np.stack([body_mask(volume[0, ..., z], threshold) for z in range(volume.shape[-1])], axis=-1)
+    return volume[0][body] if body.any() else volume.ravel()
+
+
+def _check_region(region: str) -> None:
+    if region not in get_args(Region):
+        raise ValueError(f"region must be 'volume', 'scan' or 'body', got {region!r}.")
 
 
 class WindowCTd(MapTransform):
@@ -70,22 +104,25 @@ class ClipTopd(MapTransform):
     Args:
         keys: MR volumes.
         percentile: In (0, 100]; 100 changes nothing.
+        region: The voxels whose percentile it is; the authors' is that of the volume.
 
     Raises:
-        ValueError: If the percentile is out of range.
+        ValueError: If the percentile is out of range, or the region is unknown.
     """
 
-    def __init__(self, keys: KeysCollection, percentile: float = 99.5) -> None:
+    def __init__(self, keys: KeysCollection, percentile: float = 99.5, region: Region = "volume") -> None:
         super().__init__(keys)
         if not 0 < percentile <= 100:
             raise ValueError(f"percentile must be in (0, 100], got {percentile}.")
+        _check_region(region)
         self.percentile = percentile
+        self.region = region
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its volumes clipped."""
         result = dict(data)
         for key in self.key_iterator(data):
-            limit = float(np.percentile(np.asarray(data[key]), self.percentile))
+            limit = float(np.percentile(values_of(np.asarray(data[key]), self.region), self.percentile))
             # A volume that is nearly all background would be clipped to a constant.
             result[key] = data[key].clamp_max(limit) if limit > float(data[key].min()) else data[key]
         return result
@@ -115,37 +152,77 @@ def statistics_file(statistics: str, weights: str | Path | None, needed: bool = 
 
 
 class Standardized(MapTransform):
-    """Subtract the mean and divide by the standard deviation: z-score.
+    """Bring volumes to a common scale: z-score, or median and median absolute deviation.
 
     Args:
-        keys: Volumes.
+        keys: Volumes ``(1, H, W, Z)``.
         statistics: ``None`` uses each volume's own numbers (MR). A JSON file of training writes the training
-            set's, ``{"mean": .., "std": ..}`` (CT); a dictionary gives them directly.
+            set's, ``{"mean": .., "std": ..}`` (CT); a dictionary gives them directly. The other settings are not used
+            then.
+        method: ``"zscore"`` subtracts the mean and divides by the standard deviation, as the paper does. ``"robust"``
+            takes the median and 1.4826 times the median absolute deviation, which a few very bright voxels do not move.
+        region: The voxels that the numbers are taken of; the paper's are those of the volume.
+        center: What the mean or median becomes.
+        spread: What the standard deviation becomes. Robust numbers of the body at 0.3 and 0.7 give about the range of
+            the z-score, which the network knows.
+
+    Raises:
+        ValueError: If the method or the region is unknown, or ``spread`` is not above 0.
     """
 
-    def __init__(self, keys: KeysCollection, statistics: str | Path | Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        statistics: str | Path | Mapping[str, float] | None = None,
+        method: Literal["zscore", "robust"] = "zscore",
+        region: Region = "volume",
+        center: float = 0.0,
+        spread: float = 1.0,
+    ) -> None:
         super().__init__(keys)
+        if method not in ("zscore", "robust"):
+            raise ValueError(f"method must be 'zscore' or 'robust', got {method!r}.")
+        _check_region(region)
+        if not spread > 0:
+            raise ValueError(f"spread must be above 0, got {spread}.")
         self.statistics = statistics
+        self.method, self.region = method, region
+        self.center, self.spread = center, spread
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Return ``data`` with its volumes at mean 0 and standard deviation 1.
+        """Return ``data`` with its volumes at ``center`` and ``spread``.
 
         Raises:
             FileNotFoundError: If the statistics file does not exist.
-            ValueError: If a volume is constant.
+            ValueError: If a volume is constant, or half of the region is one value and the method is robust.
         """
         result = dict(data)
         mean, std = self._numbers()
         for key in self.key_iterator(data):
-            volume = data[key]
-            own = np.asarray(volume)
-            if mean is None and own.std() == 0:
-                raise ValueError(
-                    f"what is left of the scan on the network's grid is constant ({own.flat[0]:g}). Check spacing and "
-                    "slice_size: the crop about the center may have missed the body."
-                )
-            result[key] = standardize(volume, own.mean() if mean is None else mean, own.std() if std is None else std)
+            if mean is not None:
+                result[key] = standardize(data[key], mean, std)
+                continue
+            result[key] = standardize(data[key], *self._own(np.asarray(data[key]))) * self.spread + self.center
         return result
+
+    def _own(self, volume: np.ndarray) -> tuple[float, float]:
+        """Return the middle and the deviation of a volume's region."""
+        if volume.min() == volume.max():
+            raise ValueError(
+                f"what is left of the scan on the network's grid is constant ({volume.flat[0]:g}). Check spacing and "
+                "slice_size: the crop about the center may have missed the body."
+            )
+        values = values_of(volume, self.region)
+        if self.method == "zscore":
+            return values.mean(), values.std()
+        median = np.median(values)
+        deviation = NORMAL_MAD * np.median(np.abs(values - median))
+        if deviation == 0:
+            raise ValueError(
+                f"half of the voxels have the same value ({median:g}), so their median absolute deviation is 0. "
+                "Set the standardization's method to zscore."
+            )
+        return median, deviation
 
     def _numbers(self) -> tuple[float | None, float | None]:
         numbers = read_statistics(self.statistics)

@@ -1,15 +1,17 @@
 """From files to volumes on the network's grid, and back.
 
-    LoadImaged -> CheckVolumed -> SliceLayoutd -> (intensity) -> FitSlicesd        RestoreGridd -> SaveMasks
-    file          what we take    (1, H, W, Z)    see intensity   H x W of the     mask on the grid of the file
-                                                                  network
+    LoadImaged, CheckVolumed -> SliceLayoutd -> CropPaddingd -> (intensity) -> FitSlicesd     RestoreGridd -> SaveMasks
+    file, what we take          (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
+                                                                               network        of the file
 
 Every step keeps the affine true, so that the way back needs nothing but the affines of mask and file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -18,12 +20,14 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
-from monai.utils import MetaKeys, convert_to_tensor
+from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
 from torch import Tensor
 
 from bundle.keys import LABEL
 
 Data = dict[Hashable, Any]
+
+logger = logging.getLogger(__name__)
 
 MAX_ORGAN = 32767
 """Largest organ id of a label map: masks are uint8, or int16 where an id needs it."""
@@ -215,9 +219,14 @@ class FitSlicesd(MapTransform):
         spacing: Voxel size to resample to, mm, as (row, column, slice); -1 keeps an axis as it is.
             ``"fit"`` chooses the pixel size of each scan so that its longer side fills ``size``. ``None``
             keeps the scan's own.
+        support_pixel: With ``"fit"``, gives the pixel size of the annotated scans on the network's grid, mm, from
+            what is known of the scan; ``None`` if it is not known.
+        tolerance: How many times larger or smaller than the annotated scans' the pixels of a scan may be. Beyond, the
+            scan takes theirs, so that organs keep their size; what then lies outside ``size`` is cropped, with a
+            warning.
 
     Raises:
-        ValueError: If ``size`` or ``spacing`` is out of range.
+        ValueError: If ``size``, ``spacing`` or ``tolerance`` is out of range.
     """
 
     def __init__(
@@ -225,6 +234,8 @@ class FitSlicesd(MapTransform):
         keys: KeysCollection,
         size: Sequence[int] = (256, 256),
         spacing: Sequence[float] | str | None = None,
+        support_pixel: Callable[[Mapping[Hashable, Any]], float | None] | None = None,
+        tolerance: float = 1.3,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         if not isinstance(size, list | tuple) or len(size) != 2 or min(size) < 16:
@@ -237,29 +248,44 @@ class FitSlicesd(MapTransform):
             raise ValueError(
                 f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
             )
+        if tolerance < 1:
+            raise ValueError(f"tolerance must be at least 1, how many times larger a pixel may be, got {tolerance}.")
         self.size = list(size)
         self.spacing = spacing
+        self.support_pixel = support_pixel
+        self.tolerance = tolerance
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its volumes ``(1, *size, Z')``."""
         result = dict(data)
         for key in self.key_iterator(data):
             is_label = key == LABEL
-            volume = self._resampled(data[key], "nearest" if is_label else "bilinear")
+            volume = self._resampled(
+                data[key], self._spacing_of(data[key], data), "nearest" if is_label else "bilinear"
+            )
             fill = 0.0 if is_label else float(volume.min())
             result[key] = ResizeWithPadOrCrop([*self.size, volume.shape[-1]], mode="constant", value=fill)(volume)
         return result
 
-    def _resampled(self, volume: MetaTensor, mode: str) -> Any:
-        if self.spacing is None:
-            return volume
+    def _spacing_of(self, volume: MetaTensor, data: Mapping[Hashable, Any]) -> np.ndarray:
+        """Return the voxel size to resample to, mm."""
         present = np.asarray(volume.pixdim, dtype=float)
-        if self.spacing == "fit":
-            extent = present[:2] * volume.shape[1:3]
-            wanted = np.array([*[max(extent / self.size)] * 2, present[2]])
-        else:
+        if self.spacing is None:
+            return present
+        if self.spacing != "fit":
             given = np.asarray(self.spacing, dtype=float)
-            wanted = np.where(given == -1, present, given)
+            return np.where(given == -1, present, given)
+        extent = present[:2] * volume.shape[1:3]
+        pixel = float(max(extent / self.size))
+        wanted = self.support_pixel(data) if self.support_pixel else None
+        if wanted is not None and max(pixel / wanted, wanted / pixel) > self.tolerance:
+            if pixel > wanted:
+                _warn_of_crop(volume, pixel / wanted, wanted * np.asarray(self.size))
+            pixel = wanted
+        return np.array([pixel, pixel, present[2]])
+
+    def _resampled(self, volume: MetaTensor, wanted: np.ndarray, mode: str) -> Any:
+        present = np.asarray(volume.pixdim, dtype=float)
         if np.allclose(wanted, present, rtol=1e-4):
             return volume
         # Not MONAI's Spacing: it centers the new grid, half a voxel away, where an oblique affine is not exact in
@@ -268,6 +294,14 @@ class FitSlicesd(MapTransform):
         shape = [int(n) for n in _nearest((np.asarray(volume.shape[1:]) - 1) * factor + 1)]
         affine = volume.affine @ torch.as_tensor(np.diag([*1 / factor, 1.0]), dtype=volume.affine.dtype)
         return SpatialResample(mode=mode, padding_mode="border", dtype=np.float32)(volume, affine, shape)
+
+
+def _warn_of_crop(volume: MetaTensor, ratio: float, kept: np.ndarray) -> None:
+    logger.warning(
+        "%s: the field of view is %.1f times the annotated scan's. Organs are looked for in the central "
+        "%.0f x %.0f mm.",
+        *(Path(str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "scan"))).name, ratio, *kept),
+    )
 
 
 class RestoreGridd(MapTransform):

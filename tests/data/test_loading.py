@@ -8,13 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged
 from nibabel.filebasedimages import ImageFileError
 
 from bundle.data import ScanReader
-from bundle.data.loading import ScanDataset, ScanError, read_scan, report_problems, usable_scans
+from bundle.data.loading import ScanDataset, ScanError, SupportPixel, read_scan, report_problems, usable_scans
 from bundle.transforms import CheckVolumed
 from tests.data.scans import noise_volume, write_nifti
 
@@ -153,3 +154,28 @@ def test_a_single_problem_is_one_scan() -> None:
 
 def test_no_problem_raises_nothing() -> None:
     report_problems([])
+
+
+# --- the pixels of the annotated scans ------------------------------------------------------------------------------
+
+
+def annotated(folder: Path, pixel: float) -> dict[str, str]:
+    path = folder / f"pixel_{pixel}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(noise_volume(), np.diag([pixel, pixel, 5.0, 1.0])), path)
+    return {"image": str(path), "label": str(path)}
+
+
+def test_the_pixel_of_several_annotated_scans_is_their_median(tmp_path: Path) -> None:
+    scans = [annotated(tmp_path, pixel) for pixel in (0.75, 3.0, 1.25)]
+    assert SupportPixel(ScanDataset(scans, LOAD))({}) == pytest.approx(1.25)
+
+
+def test_a_scan_with_annotated_scans_of_its_own_has_their_pixel(tmp_path: Path) -> None:
+    of_config, own = annotated(tmp_path, 0.75), annotated(tmp_path, 3.0)
+    assert SupportPixel(ScanDataset([of_config], LOAD))({"support_scans": [own]}) == pytest.approx(3.0)
+
+
+def test_there_is_no_pixel_without_an_image_that_can_be_read(tmp_path: Path) -> None:
+    missing = {"image": str(tmp_path / "gone.nii.gz"), "label": str(tmp_path / "gone.nii.gz")}
+    assert SupportPixel(ScanDataset([], LOAD))({}) is None
+    assert SupportPixel(ScanDataset([missing], LOAD))({}) is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
+from bundle.transforms.intensity import ClipTopd, Region, Standardized, WindowCTd, read_statistics, statistics_file
 
 AFFINE = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
 
@@ -194,3 +194,78 @@ def test_statistics_may_be_given_as_numbers() -> None:
 def test_unknown_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match=r"statistics must be 'volume' or 'training_set', got 'foo'\. Set one"):
         statistics_file("foo", "model.pt")
+
+
+# --- regions -----------------------------------------------------------------------------------------------------
+
+
+def body_scan() -> Any:
+    """An uneven body of 100 to 200 with a hole, a bright fluid, a stray piece, and noise below 10 about them."""
+    volume = torch.rand(1, 24, 30, 3) * 9 + 1
+    volume[0, 4:20, 5:25] = 100 + 100 * torch.rand(16, 20, 3)
+    volume[0, 10:12, 10:12] = 5  # a hole, which belongs to the body
+    volume[0, 15:17, 15:20] = 2000
+    volume[0, 22, 28] = 150  # too small a piece
+    return volume
+
+
+def test_robust_statistics_of_the_body_bring_it_to_the_center_and_the_spread_that_are_asked_for() -> None:
+    volume = body_scan()
+    transform = Standardized("image", method="robust", region="body", center=0.3, spread=0.7)
+    body = volume[0, 4:20, 5:25].double()
+    deviation = 1.4826 * (body - body.quantile(0.5)).abs().quantile(0.5)
+    expected = 0.3 + 0.7 * (volume - body.quantile(0.5)) / deviation
+    torch.testing.assert_close(apply(transform, volume), expected.to(volume), rtol=1e-3, atol=1e-3)
+
+
+def test_a_bright_fluid_takes_the_contrast_of_tissues_under_the_z_score_and_not_under_robust_numbers() -> None:
+    dark = body_scan()
+    dark[0, 5, 6:8, 0] = torch.tensor([110.0, 190.0])
+    bright = torch.where(dark == 2000, 9000.0, dark)
+    contrasts = {}
+    for method in ("zscore", "robust"):
+        scans = [apply(Standardized("image", method=method, region="body"), volume) for volume in (dark, bright)]
+        contrasts[method] = [float(scan[0, 5, 7, 0] - scan[0, 5, 6, 0]) for scan in scans]
+    assert contrasts["robust"][1] == pytest.approx(contrasts["robust"][0], rel=1e-4)
+    assert contrasts["zscore"][1] < 0.3 * contrasts["zscore"][0]
+
+
+@pytest.mark.parametrize("region", ["scan", "body"])
+@pytest.mark.parametrize("method", ["zscore", "robust"])
+def test_padding_of_any_shape_changes_no_voxel_of_the_scan(method: Any, region: Region) -> None:
+    volume = body_scan()
+    volume[0, 0, 0, 0] = 0
+    padded = torch.nn.functional.pad(volume, (2, 1, 5, 9, 7, 3))
+    transform = Standardized("image", method=method, region=region)
+    torch.testing.assert_close(apply(transform, padded)[..., 7:-3, 5:-9, 2:-1], apply(transform, volume))
+
+
+def test_a_percentile_of_the_scan_does_not_count_padding() -> None:
+    values = torch.arange(201.0).reshape(1, 3, 67, 1)
+    padded = torch.nn.functional.pad(values, (0, 9))  # nine slices of zeros: a tenth of the voxels is the scan
+    clipped = apply(ClipTopd("image", 50, region="scan"), padded)
+    assert float(clipped.max()) == 100.5  # of 1 to 200
+    assert float(apply(ClipTopd("image", 50), values).max()) == 100.0
+
+
+def test_a_scan_of_two_values_is_standardized_by_the_volume() -> None:
+    result = apply(Standardized("image", region="scan"), volume_of(0.0, 4.0))
+    torch.testing.assert_close(result.as_tensor()[0, 0, 0], torch.tensor([-1.0, 1.0]))
+
+
+def test_robust_statistics_of_a_volume_that_is_half_one_value_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"half of the voxels have the same value \(7\).* method to zscore"):
+        apply(Standardized("image", method="robust"), volume_of(7.0, 7.0, 7.0, 9.0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "minmax"}, "method must be 'zscore' or 'robust', got 'minmax'"),
+        ({"region": "head"}, "region must be 'volume', 'scan' or 'body', got 'head'"),
+        ({"spread": 0.0}, r"spread must be above 0, got 0\.0"),
+    ],
+)
+def test_unknown_settings_of_the_standardization_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Standardized("image", **wrong)

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -17,6 +18,7 @@ from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
 from bundle.data import ScanReader
+from bundle.transforms.padding import CropPaddingd
 from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
 
 SHAPE = (36, 44, 12)
@@ -453,3 +455,60 @@ def test_resampling_neither_goes_beyond_the_last_slice_nor_darkens_the_border() 
     fitted = FitSlicesd("image", size=(60, 60), spacing=(1.0, 1.0, 2.0))({"image": volume})["image"]
     assert fitted.shape == (1, 60, 60, 25)  # 8 gaps of 6 mm are 24 of 2 mm
     np.testing.assert_allclose(fitted.numpy(), 5.0, rtol=1e-5)
+
+
+# --- padding and field of view -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, -1024.0])
+def test_padding_is_cropped_and_the_voxels_stay_in_their_places(value: float) -> None:
+    scan = torch.rand(1, 6, 9, 4) + 1
+    scan[0, 2, 3, 1] = value  # air inside the scan is no padding
+    scan[0, 0, 0, 0] = 1.5
+    affine = torch.diag(torch.tensor([2.0, 1.5, 5.0, 1.0])).double()
+    padded = F.pad(scan, (3, 1, 2, 0, 1, 4), value=value)
+    data = {key: MetaTensor(padded.clone(), affine=affine) for key in ("image", "label")}
+    cropped = CropPaddingd(["image", "label"])(data)
+    for key in ("image", "label"):
+        torch.testing.assert_close(cropped[key].as_tensor(), scan)
+        np.testing.assert_allclose(cropped[key].affine[:3, 3], [2.0 * 1, 1.5 * 2, 5.0 * 3])
+
+
+def test_a_scan_without_padding_and_without_label_stays_as_it_is() -> None:
+    image = MetaTensor(torch.rand(1, 6, 9, 4))
+    cropped = CropPaddingd(["image", "label"])({"image": image})
+    assert set(cropped) == {"image"}
+    torch.testing.assert_close(cropped["image"], image)
+
+
+@pytest.mark.parametrize(
+    ("support_pixel", "expected"), [(1.0, 1.0), (1.2, 1.5), (1.9, 1.5), (2.0, 2.0), (None, 1.5)], ids=str
+)
+def test_a_scan_takes_the_pixels_of_the_annotated_scan_if_they_differ_more_than_tolerated(
+    support_pixel: float | None, expected: float
+) -> None:
+    """The longer side, 60 mm, fills 40 pixels of 1.5 mm."""
+    volume = MetaTensor(torch.rand(1, 20, 40, 3), affine=torch.diag(torch.tensor([2.0, 1.5, 5.0, 1.0])).double())
+    fit = FitSlicesd("image", size=(40, 40), spacing="fit", support_pixel=lambda data: support_pixel)
+    np.testing.assert_allclose(fit({"image": volume})["image"].pixdim, [expected, expected, 5.0], rtol=1e-5)
+
+
+def test_a_larger_field_of_view_is_told_with_what_is_kept_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    volume = MetaTensor(torch.rand(1, 40, 40, 3), meta={"filename_or_obj": "folder/wide.nii.gz"})
+    FitSlicesd("image", size=(20, 24), spacing="fit", support_pixel=lambda data: 1.0)({"image": volume})
+    assert caplog.messages == [
+        "wide.nii.gz: the field of view is 2.0 times the annotated scan's. Organs are looked for in the central "
+        "20 x 24 mm."
+    ]
+
+
+def test_a_smaller_field_of_view_loses_nothing_and_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    volume = MetaTensor(torch.rand(1, 40, 40, 3))
+    fitted = FitSlicesd("image", size=(40, 48), spacing="fit", support_pixel=lambda data: 2.0)({"image": volume})
+    np.testing.assert_allclose(fitted["image"].pixdim, [2.0, 2.0, 1.0])
+    assert not caplog.messages
+
+
+def test_a_tolerance_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"tolerance must be at least 1, .* got 0\.5"):
+        FitSlicesd("image", tolerance=0.5)

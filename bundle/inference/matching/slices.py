@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -26,10 +27,20 @@ class EncodedScan:
     Attributes:
         prototypes: For each slice the prototypes ``(N, D)`` of the classes that it shows, by id.
         descriptions: What the slices look like, unit vectors ``(S, E)``.
+        lengths: Of the descriptions before they became unit vectors, ``(S,)``; empty if nothing was subtracted.
+        center: What was subtracted from them, ``(E,)``; empty if nothing was.
     """
 
     prototypes: list[dict[int, Tensor]]
     descriptions: Tensor
+    lengths: Tensor = field(default_factory=lambda: torch.zeros(0))
+    center: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def described(self, share: float) -> Tensor:
+        """Return the descriptions ``(S, E)`` with only a share of the center subtracted, unit vectors."""
+        if share == 1 or len(self.center) == 0:
+            return self.descriptions
+        return F.normalize(self.descriptions * self.lengths[:, None] + (1 - share) * self.center, dim=1)
 
     def __iter__(self) -> Iterator[int]:
         """Iterate over the ids of the organs that the scan shows."""
@@ -46,7 +57,8 @@ class SliceMatching(Matching):
     All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
     found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
     features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
-    begin and end anywhere. The cost of a query slice hardly depends on the number of annotated scans.
+    begin and end anywhere. The mean of a slab is mostly the organ itself: the less its slices differ, the less of the
+    means is subtracted, from both. The cost of a query slice hardly depends on the number of annotated scans.
 
     Args:
         slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
@@ -55,9 +67,12 @@ class SliceMatching(Matching):
             for scans that all show the same part of the body.
         annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
             they had been annotated (every organ in each); ``None`` uses all.
+        whole_spread: A query is taken for a whole scan if the spread of its slices (mean squared distance from their
+            mean) is at least this share of the annotated scans'. All of the mean is subtracted then, and below it in
+            proportion; 0 takes every query for a whole scan.
 
     Raises:
-        ValueError: If a number is below 1, or ``by`` is unknown.
+        ValueError: If a number is below 1, ``whole_spread`` is negative, or ``by`` is unknown.
     """
 
     def __init__(
@@ -66,12 +81,16 @@ class SliceMatching(Matching):
         grid: int = 4,
         by: Literal["likeness", "height"] = "likeness",
         annotated_slices: int | None = None,
+        whole_spread: float = 0.65,
     ) -> None:
         if by not in ("likeness", "height"):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
             raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
+        if not whole_spread >= 0:
+            raise ValueError(f"whole_spread must be at least 0, a share, got {whole_spread}.")
+        self.whole_spread = whole_spread
         self.slices = slices
         self.grid = grid
         self.by = by
@@ -93,7 +112,7 @@ class SliceMatching(Matching):
                 if whole[0, place].any():
                     classes[organ] = head.foreground(feature[None], soft[place, None])
             prototypes.append(classes)
-        return EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]))
+        return EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]), *self.center_of(features))
 
     def _annotated(self, label: Tensor, partial: bool) -> list[int]:
         shown = [organ_slices(label, organ) for organ in organs_of(label)]
@@ -115,6 +134,8 @@ class SliceMatching(Matching):
             "prototypes": torch.cat([some for _, _, some in kept]),
             "slice_class_number": torch.tensor([(z, organ, len(some)) for z, organ, some in kept]),
             "descriptions": encoded.descriptions,
+            "lengths": encoded.lengths,
+            "center": encoded.center,
         }
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
@@ -125,11 +146,11 @@ class SliceMatching(Matching):
         parts = tensors["prototypes"].split([number for _, _, number in kept])
         for (z, organ, _), some in zip(kept, parts, strict=True):
             prototypes[z][organ] = some
-        return EncodedScan(prototypes, tensors["descriptions"])
+        return EncodedScan(prototypes, tensors["descriptions"], tensors["lengths"], tensors["center"])
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         shapes = {"prototypes": (None, None), "slice_class_number*": (None, 3), "descriptions": (None, None)}
-        check_tensors(tensors, shapes)
+        check_tensors(tensors, {**shapes, "lengths": (None,), "center": (None,)})
         slices, channels = len(tensors["descriptions"]), tensors["prototypes"].shape[1]
         rows = tensors["slice_class_number"].tolist()
         inside = all(0 <= z < slices and organ >= 0 and number >= 0 for z, organ, number in rows)
@@ -138,6 +159,8 @@ class SliceMatching(Matching):
         width = 2 if self.by == "height" else channels * self.grid**2
         if tensors["descriptions"].shape[1] != width:
             raise ValueError(f"descriptions must be {width} wide, got {tensors['descriptions'].shape[1]}")
+        if (len(tensors["lengths"]), len(tensors["center"])) not in ((0, 0), (slices, width)):
+            raise ValueError(f"lengths and center must be {slices} and {width} long, or both empty")
 
     def renumbered(self, encoded: EncodedScan, ids: Mapping[int, int]) -> EncodedScan:
         """Return the scan with other organ ids; background stays background."""
@@ -159,8 +182,36 @@ class SliceMatching(Matching):
             # On a quarter of a circle: the nearer two heights, the larger the product.
             angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
-        parts = torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
+        parts = self._parts(features)
         return F.normalize(parts - parts.mean(dim=0) if len(parts) > 1 else parts, dim=1)
+
+    def describe_query(self, features: Features, spread: float) -> tuple[Tensor, float]:
+        """Describe the slices of a query.
+
+        Args:
+            features: Of all its slices.
+            spread: Of the annotated scans' slices; 0 if it is not known.
+
+        Returns:
+            The descriptions ``(Z, E)``, and the share of the mean that was subtracted, in [0, 1].
+        """
+        if self.by == "height" or self.whole_spread * spread == 0:
+            return self.describe(features, range(len(features)), len(features)), 1.0
+        parts = self._parts(features)
+        mean = parts.mean(dim=0)
+        own = float((parts - mean).square().sum(dim=1).mean())
+        share = min(1.0, own / (self.whole_spread * spread))
+        return F.normalize(parts - share * mean, dim=1), share
+
+    def _parts(self, features: Features) -> Tensor:
+        return torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
+
+    def center_of(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return the lengths of annotated slices less their center, and the center; empty if nothing is subtracted."""
+        if self.by == "height" or len(features) < 2:
+            return features[0].new_zeros(0), features[0].new_zeros(0)
+        parts = self._parts(features)
+        return (parts - parts.mean(dim=0)).norm(dim=1), parts.mean(dim=0)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
         """Put the slices of all scans side by side."""
@@ -173,12 +224,15 @@ class _Group:
     def __init__(self, organs: Sequence[int], scans: Sequence[EncodedScan]) -> None:
         self.organs = organs
         self.slices = [shown for scan in scans for shown in scan.prototypes]
-        self.descriptions = torch.cat([scan.descriptions for scan in scans])
+        self.scans = scans
 
-    def most_alike(self, description: Tensor, number: int | None) -> list[dict[int, Tensor]]:
+    def described(self, share: float) -> Tensor:
+        return torch.cat([scan.described(share) for scan in self.scans])
+
+    def most_alike(self, likeness: Tensor, number: int | None) -> list[dict[int, Tensor]]:
         if number is None or number >= len(self.slices):
             return self.slices
-        return [self.slices[place] for place in (self.descriptions @ description).topk(number).indices.tolist()]
+        return [self.slices[place] for place in likeness.topk(number).indices.tolist()]
 
 
 class SliceSupport(Support):
@@ -210,21 +264,38 @@ class SliceSupport(Support):
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Score each slice with the prototypes of the annotated slices that look most like it."""
-        descriptions = self.matching.describe(features, range(len(features)), len(features))
+        descriptions, share = self.matching.describe_query(features, self._spread())
+        described = self.described(share)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
-            margins, best = self.margins(query, description)
+            margins, best = self.margins(query, description, described)
             within = [_within(m, z, extents, organ) for m, organ in zip(margins, self.organs, strict=True)]
             yield torch.stack(within), best
 
-    def margins(self, query: Tensor, description: Tensor) -> tuple[Tensor, Tensor]:
-        """Score one slice ``(D, h, w)``, described by ``(E,)``.
+    def _spread(self) -> float:
+        """Return the mean spread of the slices of the annotated scans; 0 if one does not tell its own."""
+        scans = {id(scan): scan for scans in self.sources.values() for scan in scans}.values()
+        if not all(len(scan.center) for scan in scans):
+            return 0.0
+        return fmean(float(scan.lengths.square().mean()) for scan in scans)
+
+    def described(self, share: float) -> list[Tensor]:
+        """Return for each group of organs the descriptions of its slices, a share of their scan's mean subtracted."""
+        return [group.described(share) for group in self.groups]
+
+    def margins(self, query: Tensor, description: Tensor, described: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Score one slice ``(D, h, w)``.
+
+        Args:
+            query: Its features.
+            description: Its description, ``(E,)``.
+            described: Those of the annotated slices, as ``described`` returns them.
 
         Returns:
             The margins ``(O, h, w)``, each organ against background and all other organs, and the largest logit.
         """
         background, foreground = {}, {}
-        for group in self.groups:
-            slices = group.most_alike(description, self.matching.slices)
+        for group, known in zip(self.groups, described, strict=True):
+            slices = group.most_alike(known @ description, self.matching.slices)
             # Organs that were annotated and are not asked for are no organ here.
             rest = {BACKGROUND, *(organ for shown in slices for organ in shown)} - set(self.organs)
             nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)

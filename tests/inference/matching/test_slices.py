@@ -185,6 +185,59 @@ def test_what_all_slices_of_a_scan_share_is_in_no_description() -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def gray_features(*grays: Sequence[float]) -> Tensor:
+    """Slices of 8 x 12, each of one feature vector."""
+    return torch.tensor(grays)[:, :, None, None].expand(len(grays), len(grays[0]), 8, 12)
+
+
+def test_of_the_mean_of_a_slab_a_share_is_subtracted_and_of_the_annotated_scans_the_same() -> None:
+    """Annotated are (2, 0) and (0, 4): mean (1, 2), spread 5; the query's (4, 1) and (2, 1) have (3, 1) and 1."""
+    label = torch.zeros(1, 8, 12, 2)
+    label[0, 2:6, 2:6, 0] = 3
+    matching = SliceMatching(grid=1, whole_spread=0.8)
+    support = gray_features([2.0, 0.0], [0.0, 4.0])
+    encoded = matching.encode(label, lambda slices: support[list(slices)], HEAD)
+    descriptions, share = matching.describe_query(gray_features([4.0, 1.0], [2.0, 1.0]), spread=5.0)
+    assert share == pytest.approx(1 / 4)  # 1 of 0.8 x 5
+    torch.testing.assert_close(descriptions, F.normalize(torch.tensor([[3.25, 0.75], [1.25, 0.75]])))
+    torch.testing.assert_close(encoded.described(share), F.normalize(torch.tensor([[1.75, -0.5], [-0.25, 3.5]])))
+    torch.testing.assert_close(encoded.lengths, torch.tensor([5.0, 5.0]).sqrt())
+
+
+@pytest.mark.parametrize(("whole_spread", "spread"), [(0.65, 1.5), (0.0, 50.0), (0.65, 0.0)])
+def test_all_of_the_mean_of_a_whole_scan_is_subtracted(whole_spread: float, spread: float) -> None:
+    """Its spread is 1: enough, never too little, and not to be compared."""
+    features = gray_features([4.0, 1.0], [2.0, 1.0])
+    matching = SliceMatching(grid=1, whole_spread=whole_spread)
+    descriptions, share = matching.describe_query(features, spread)
+    assert share == 1
+    torch.testing.assert_close(descriptions, matching.describe(features, range(2), 2))
+
+
+@pytest.mark.parametrize("slab", [([4.0, 0.0], [3.6, 0.2]), ([4.0, 0.0],)], ids=["two slices", "one slice"])
+def test_a_slab_of_nothing_but_an_organ_is_matched_to_slices_with_the_organ(slab: Sequence[list[float]]) -> None:
+    """Less the mean of the two, the second slice would look like those without the organ."""
+    support = gray_features([4.0, 0.0], [4.0, 0.0], [0.0, 4.0], [0.0, 4.0], [0.0, 4.0])
+    label = torch.zeros(1, 8, 12, 5)
+    label[..., :2] = 3
+    matching = SliceMatching(slices=1, grid=1)
+    encoded = matching.encode(label, lambda slices: support[list(slices)], HEAD)
+    found = matching.pool({3: [encoded]}, HEAD).score(gray_features(*slab), None)
+    assert all(bool((margins > 0).all()) for margins, _ in found)
+
+
+def test_prototypes_of_an_earlier_version_are_compared_less_all_of_their_mean() -> None:
+    matching = SliceMatching()
+    encoded = encoded_scan(matching, scan("x.oo"))
+    tensors = {key: value for key, value in matching.to_tensors(encoded).items() if key not in ("lengths", "center")}
+    torch.testing.assert_close(matching.from_tensors(tensors).described(0.5), encoded.descriptions)
+
+
+def test_a_negative_spread_of_whole_scans_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"whole_spread must be at least 0, a share, got -1\.0"):
+        SliceMatching(whole_spread=-1.0)
+
+
 def test_by_height_the_nearest_slices_of_the_scans_are_alike() -> None:
     """Ten slices against four: the heights decide, and what the slices look like does not."""
     matching = SliceMatching(by="height")
