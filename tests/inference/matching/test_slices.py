@@ -226,13 +226,6 @@ def test_a_slab_of_nothing_but_an_organ_is_matched_to_slices_with_the_organ(slab
     assert all(bool((margins > 0).all()) for margins, _ in found)
 
 
-def test_prototypes_of_an_earlier_version_are_compared_less_all_of_their_mean() -> None:
-    matching = SliceMatching()
-    encoded = encoded_scan(matching, scan("x.oo"))
-    tensors = {key: value for key, value in matching.to_tensors(encoded).items() if key not in ("lengths", "center")}
-    torch.testing.assert_close(matching.from_tensors(tensors).described(0.5), encoded.descriptions)
-
-
 def test_a_negative_spread_of_whole_scans_is_refused() -> None:
     with pytest.raises(ValueError, match=r"whole_spread must be at least 0, a share, got -1\.0"):
         SliceMatching(whole_spread=-1.0)
