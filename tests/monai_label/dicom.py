@@ -112,7 +112,7 @@ def check_archive(server: Server, url: str, series: list[str], labels: list[Path
     claim("it is a DICOM segmentation there", len(found) == 1, f"{len(found)} series")
     answer = server.infer(second)
     body = answer.json() if answer.ok else {}
-    claim("the next scan is segmented at once", body.get("support_used") == [first], answer.text[:300])
+    claim("the next scan is segmented at once", body.get("support_used") == [first], answer.text[:900])
     claim("under its own names", "pancreas" in body.get("renamed", {}).values(), body.get("renamed"))
     mask = voxels_of(read(server.infer(second, "image"), server.work)) if answer.ok else np.zeros(1)
     claim("the mask is not empty", bool(mask.any()), f"{int((mask > 0).sum())} voxels")
@@ -125,18 +125,18 @@ def check_archive(server: Server, url: str, series: list[str], labels: list[Path
     answer = server.infer(third)
     body = answer.json() if answer.ok else {}
     claim("with an empty cache the segmentation comes from the archive", body.get("support_used") == [first], body)
-    claim("with the names of its segments", "pancreas" in body.get("renamed", {}).values(), answer.text[:300])
+    claim("with the names of its segments", "pancreas" in body.get("renamed", {}).values(), answer.text[:900])
 
 
 def main() -> None:
-    from bundle.data.phantoms import write_phantom_study
+    from bundle.data.phantoms import write_phantoms
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        data = write_phantom_study(work / "phantom", unlabeled=0, labeled=3, size=(64, 64, 12))
+        data = write_phantoms(work / "phantom", unlabeled=0, labeled=3, size=(64, 64, 12))
         archive, url = start_archive(work)
         server = Server(work, f"{url}/dicom-web")
-        server.env |= {"MONAI_LABEL_DATASTORE_CACHE_PATH": str(work / "cache")}
+        server.env |= {"MONAI_LABEL_DICOMWEB_CACHE_PATH": str(work / "cache")}
         try:
             series = fill(url, sorted((data / "images").glob("*")), work)
             server.set_up()
