@@ -270,6 +270,21 @@ def test_scans_are_kept_encoded_beside_the_datastores_labels_only(studies: Path)
     assert label.is_file()
 
 
+def test_segments_of_a_dicom_segmentation_keep_their_names(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    segmentation = pydicom.Dataset()
+    segmentation.SegmentSequence = [pydicom.Dataset(), pydicom.Dataset()]
+    for number, (segment, name) in enumerate(
+        zip(segmentation.SegmentSequence, ("Liver", "cyst"), strict=True), start=1
+    ):
+        segment.SegmentNumber, segment.SegmentLabel = number, name
+    segmentation.file_meta = pydicom.dataset.FileMetaDataset()
+    segmentation.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    pydicom.dcmwrite(tmp_path / "one.dcm", segmentation, implicit_vr=False, little_endian=True)
+    assert datastore._names_of_segmentation(tmp_path) == {1: "Liver", 2: "cyst"}
+    assert datastore._names_of_segmentation(tmp_path / "nothing") == {}
+
+
 def test_an_organ_keeps_its_entry_when_others_come_before_it_in_the_alphabet(studies: Path, store: Store) -> None:
     store.infos = {"a": named("pancreas")}
     assert ids_of(studies) == {"a": {"1": 5}}
