@@ -35,6 +35,11 @@ VERBS: Verbs = {
         "bundle.evaluation.annotation_order",
         {"": "annotation_order"},
     ),
+    "drawn_slices": Commands(
+        "compare labels with few and with many drawn slices",
+        "bundle.evaluation.drawn_slices",
+        {"": "drawn_slices"},
+    ),
     "prepare": Commands(
         "bring downloads to the layout that the configs read",
         "bundle.prepare.commands",

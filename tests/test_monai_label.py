@@ -14,23 +14,22 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-import bundle.monai_label as served
 from bundle.data.loading import ScanError
 from bundle.inference.matching import SliceMatching
 from bundle.monai_label import (
-    Annotation,
     AnsweringInferer,
     AnswerOfLabeld,
     AnswerOfScoresd,
     CarrySupportd,
+    ExplainedTransforms,
     FindSupportd,
-    is_drawing,
-    known_organs,
-    spare_organs,
-    submitted_annotations,
+    datastore,
+    refusal,
     training_mode,
     unlabeled_scans,
 )
+from bundle.monai_label.datastore import submitted_annotations
+from bundle.monai_label.organs import is_default_name, known_organs, merged_entries, organ_name, with_new_entries
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
 from bundle.transforms import AssessScoresd
 
@@ -44,6 +43,7 @@ def write(path: Path, volume: np.ndarray) -> Path:
 def finished() -> np.ndarray:
     label = np.zeros((12, 10, 9))
     label[2:9, 2:7, 1:8] = 1
+    label[3:9, 2:7, [1, 7]] = 0
     return label
 
 
@@ -59,8 +59,8 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a", "b", "c"):
         write(tmp_path / "studies" / f"{name}.nii.gz", np.ones((12, 10, 9)))
     monkeypatch.setenv("MONAI_LABEL_STUDIES", str(tmp_path / "studies"))
-    monkeypatch.setattr(served, "app_instance", None)
-    monkeypatch.setattr(served, "HTTPException", None)
+    monkeypatch.setattr(datastore, "app_instance", None)
+    monkeypatch.setattr(refusal, "HTTPException", None)
     return tmp_path / "studies"
 
 
@@ -90,18 +90,54 @@ def test_all_other_submitted_labels_are_support(studies: Path) -> None:
     assert names(ask(studies, "c")) == ["a", "b"]
 
 
-def test_a_finished_label_of_the_scan_itself_is_never_its_support(studies: Path) -> None:
-    for name in ("a", "b"):
-        submit(studies, name, finished())
-    assert names(ask(studies, "a")) == ["b"]
-
-
-def test_a_drawing_on_the_scan_itself_comes_first(studies: Path) -> None:
+def test_a_label_of_the_scan_itself_comes_first_and_is_marked_as_its_own(studies: Path) -> None:
     submit(studies, "a", drawn())
     submit(studies, "b", finished())
-    found = ask(studies, "a")
-    assert names(found) == ["a", "b"]
-    assert [entry.get("partial") for entry in found] == [True, None]
+    found = ask(studies, "b")
+    assert names(found) == ["b", "a"]
+    assert [entry.get("own") for entry in found] == [True, None]
+
+
+def test_a_drawing_that_is_nrrd_is_found_as_any_other(studies: Path) -> None:
+    (studies / "labels" / "final").mkdir(parents=True)
+    (studies / "labels" / "final" / "a.nrrd").touch()
+    assert [Path(entry["label"]).name for entry in ask(studies, "a")] == ["a.nrrd"]
+
+
+@pytest.mark.parametrize(
+    ("request_says", "label_says", "taken"),
+    [
+        (None, None, None),  # the config decides
+        (None, "drawn", "drawn"),
+        ("all", "drawn", "all"),
+        ({"b": "all"}, None, None),
+        ({"a": "all"}, "drawn", "all"),
+    ],
+)
+def test_request_before_label_before_config_says_which_slices_are_annotated(
+    studies: Path, store: Store, request_says: Any, label_says: Any, taken: Any
+) -> None:
+    store.infos = {"a": {"annotated": label_says}}
+    assert [entry["annotated"] for entry in ask(studies, "c", annotated=request_says)] == [taken]
+
+
+@pytest.mark.parametrize("said", ["some", {"a": "some"}])
+def test_a_wrong_word_about_annotated_slices_is_refused(studies: Path, said: Any) -> None:
+    submit(studies, "a", finished())
+    with pytest.raises(ValueError, match=r"params: annotated must be auto, drawn .* got 'some'"):
+        ask(studies, "c", annotated=said)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/etc/hostname", r"params\.label /etc/hostname, which does not lie in the studies folder"),
+        ("{studies}/none.nii.gz", r"params\.label .*none\.nii\.gz, which does not exist"),
+    ],
+)
+def test_a_label_that_the_request_names_lies_in_the_studies(studies: Path, path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(studies, "a", label=path.replace("{studies}", str(studies)))
 
 
 def test_a_drawing_that_came_with_the_request_goes_before_a_submitted_one(studies: Path, tmp_path: Path) -> None:
@@ -119,12 +155,6 @@ def test_what_the_request_names_goes_before_all(studies: Path) -> None:
 
 def test_without_any_label_the_answer_says_what_to_do(studies: Path) -> None:
     with pytest.raises(ValueError, match="No scan is annotated yet: label the organs in one scan"):
-        ask(studies, "a")
-
-
-def test_the_only_finished_scan_is_told_to_ask_for_another(studies: Path) -> None:
-    submit(studies, "a", finished())
-    with pytest.raises(ValueError, match="only annotated scan, and it is finished"):
         ask(studies, "a")
 
 
@@ -161,23 +191,9 @@ def test_in_the_server_a_refusal_is_http_409(studies: Path, monkeypatch: pytest.
         def __init__(self, status_code: int, detail: str) -> None:
             super().__init__(f"{status_code} {detail}")
 
-    monkeypatch.setattr(served, "HTTPException", ServerError)
+    monkeypatch.setattr(refusal, "HTTPException", ServerError)
     with pytest.raises(ServerError, match="409 No scan is annotated yet"):
         ask(studies, "a")
-
-
-@pytest.mark.parametrize(
-    ("slices", "expected"),
-    [([4], True), ([1, 4, 8], True), ([0, 8], True), (range(1, 8), False), ([0, 1, 2, 3, 4, 5, 8], False)],
-)
-def test_a_drawing_has_few_slices_or_more_gaps_than_slices(slices: Any, expected: bool) -> None:
-    label = np.zeros((12, 10, 9))
-    label[2:9, 2:7, list(slices)] = 1
-    assert is_drawing(label) is expected
-
-
-def test_an_empty_label_is_no_drawing() -> None:
-    assert not is_drawing(np.zeros((4, 4, 4)))
 
 
 class Store:
@@ -185,6 +201,19 @@ class Store:
 
     def __init__(self, studies: Path, infos: dict[str, Any]) -> None:
         self.studies, self.infos = studies, infos
+        self.images: dict[str, dict[str, Any]] = {name: {} for name in ("a", "b", "c")}
+
+    def datalist(self) -> list[dict[str, str]]:
+        return []
+
+    def list_images(self) -> list[str]:
+        return list(self.images)
+
+    def get_image_info(self, image: str) -> dict[str, Any]:
+        return dict(self.images.get(image, {}))
+
+    def update_image_info(self, image: str, info: dict[str, Any]) -> None:
+        self.images[image].update(info)
 
     def get_labeled_images(self, tag: str) -> list[str]:
         return list(self.infos)
@@ -207,7 +236,7 @@ def store(studies: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     info = {"label_info": [{"name": "Tumor", "idx": 1}, {"name": "Spleen", "idx": 2}]}
     made = Store(studies, {"b": info, "a": {}, "gone": {}})
     app = type("App", (), {"datastore": lambda self: made})()
-    monkeypatch.setattr(served, "app_instance", lambda: app)
+    monkeypatch.setattr(datastore, "app_instance", lambda: app)
     return made
 
 
@@ -215,16 +244,106 @@ def test_names_of_segments_go_before_the_values_of_the_file(studies: Path, store
     found = {names([entry])[0]: entry for entry in ask(studies, "c")}
     assert found["a"]["ids"] is None
     assert found["b"]["ids"] == {"1": known_organs()["structure_1"], "2": known_organs()["spleen"]}
-    assert found["b"]["renamed"] == {"tumor": known_organs()["structure_1"]}
+    assert found["b"]["organs"] == {"tumor": known_organs()["structure_1"], "spleen": known_organs()["spleen"]}
 
 
 def test_a_label_whose_file_is_gone_is_no_annotation(store: Store) -> None:
     assert [Path(a.image).name for a in submitted_annotations()] == ["a.nii.gz", "b.nii.gz"]
+    assert [a.scan for a in submitted_annotations()] == ["a", "b"]
 
 
-def test_invented_names_take_the_spare_entries_in_alphabetical_order() -> None:
-    annotations = [Annotation("", "", {1: "zone", 2: "liver"}), Annotation("", "", {1: "cyst"})]
-    assert spare_organs(annotations) == {"cyst": 5, "zone": 6}
+def named(*organs: str) -> dict[str, Any]:
+    """What Slicer submits with a label of these segments."""
+    return {"label_info": [{"name": name, "idx": idx} for idx, name in enumerate(organs, start=1)]}
+
+
+def ids_of(studies: Path, query: str = "c") -> dict[str, dict[str, int]]:
+    """The ids of the values in each annotated scan."""
+    return {names([entry])[0]: entry["ids"] for entry in ask(studies, query)}
+
+
+def test_scans_are_kept_encoded_beside_the_datastores_labels_only(studies: Path) -> None:
+    label = submit(studies, "a", finished())
+    assert ask(studies, "c")[0]["stored_in"] == str(studies / ".encoded")
+    entry = {"image": str(studies / "a.nii.gz"), "label": str(studies / "b.nii.gz")}
+    assert ask(studies, "c", support=entry)[0]["stored_in"] is None
+    assert label.is_file()
+
+
+def test_segments_of_a_dicom_segmentation_keep_their_names(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    segmentation = pydicom.Dataset()
+    segmentation.SegmentSequence = [pydicom.Dataset(), pydicom.Dataset()]
+    for number, (segment, name) in enumerate(
+        zip(segmentation.SegmentSequence, ("Liver", "cyst"), strict=True), start=1
+    ):
+        segment.SegmentNumber, segment.SegmentLabel = number, name
+    segmentation.file_meta = pydicom.dataset.FileMetaDataset()
+    segmentation.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    pydicom.dcmwrite(tmp_path / "one.dcm", segmentation, implicit_vr=False, little_endian=True)
+    assert datastore._names_of_segmentation(tmp_path) == {1: "Liver", 2: "cyst"}
+    assert datastore._names_of_segmentation(tmp_path / "nothing") == {}
+
+
+def test_an_organ_keeps_its_entry_when_others_come_before_it_in_the_alphabet(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("pancreas")}
+    assert ids_of(studies) == {"a": {"1": 5}}
+    store.infos = {"a": named("pancreas"), "b": named("aorta", "pancreas")}
+    assert ids_of(studies) == {"a": {"1": 5}, "b": {"1": 6, "2": 5}}
+
+
+def test_an_entry_is_remembered_in_the_datastore_when_its_label_is_gone(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("pancreas")}
+    ids_of(studies)
+    store.infos = {"b": named("aorta")}
+    assert ids_of(studies) == {"b": {"1": 6}}
+    assert store.images == {"a": {"organ_entries": {"pancreas": 5}}, "b": {"organ_entries": {"aorta": 6}}, "c": {}}
+
+
+def test_a_mask_that_comes_back_under_the_entrys_name_is_the_same_organ(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("pancreas"), "b": named("structure_1")}
+    ask(studies, "c")
+    assert ids_of(studies) == {"a": {"1": 6}, "b": {"1": 5}}  # the name was taken before anything was remembered
+    store.images = {"a": {"organ_entries": {"pancreas": 5}}, "b": {}, "c": {}}
+    assert ids_of(studies) == {"a": {"1": 5}, "b": {"1": 5}}
+
+
+def test_earlier_labels_take_entries_first(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("aorta") | {"ts": 20}, "b": named("pancreas") | {"ts": 10}}
+    assert ids_of(studies) == {"a": {"1": 6}, "b": {"1": 5}}
+
+
+def test_organs_beyond_the_spare_entries_are_listed(studies: Path, store: Store) -> None:
+    organs = [f"organ {number}" for number in range(1, 15)]
+    store.infos = {"a": named(*organs)}
+    found = ask(studies, "c")[0]
+    assert found["ids"] == {str(value): value + 4 for value in range(1, 13)}
+    assert found["left_out"] == ["organ 13", "organ 14"]
+
+
+@pytest.mark.parametrize("name", ["right_kidney", "Right Kidney", "right-kidney", " right kidney "])
+def test_names_are_compared_without_case_and_signs(name: str) -> None:
+    assert organ_name(name) == "right_kidney"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Segment_1", True), ("segment 12", True), ("Segment", True), ("segmental artery", False)]
+)
+def test_names_that_slicer_gives_are_known(name: str, expected: bool) -> None:
+    assert is_default_name(name) is expected
+
+
+def test_a_segment_without_a_name_of_its_own_is_said(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("Segment_1", "liver")}
+    found = ask(studies, "c")[0]
+    assert found["unnamed"] == ["Segment_1"]
+    assert found["ids"] == {"1": 5, "2": 1}
+
+
+def test_of_two_organs_that_remember_one_entry_the_first_keeps_it() -> None:
+    given = merged_entries([{"pancreas": 5}, {"aorta": 5, "cyst": 6}])
+    assert given == {"pancreas": 5, "cyst": 6}
+    assert with_new_entries(given, ["aorta", "background", "", "liver"]) == {**given, "aorta": 7}
 
 
 def test_all_scans_of_the_studies_train(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,28 +358,74 @@ def test_the_support_travels_in_the_images_meta() -> None:
     assert CarrySupportd("image")(data)["image"].meta["support"] == [{"image": "a"}]
 
 
+REPORT = {
+    "annotated": {"a b": "drawn: 3 of 9 slices"},
+    "not_used": {},
+    "left_out": {"a b": ["value 9"]},
+    "renamed": {"5": "tumor", "4": "spleen"},
+    "notices": [],
+}
+
+
 def test_the_answer_tells_scans_quality_and_voxels() -> None:
     scores = torch.full((2, 1, 1, 3), -1.0)
     scores[0, 0, 0, :2] = 2.0
-    meta = {"organ_ids": torch.tensor([[4, 1]]), "explained": torch.tensor([[12.0]])}
-    data = {"pred": MetaTensor(scores, meta=meta), "image_path": "q", "support_scans": [{"image": "/x/a b.nii.gz"}]}
+    meta = {"organ_ids": torch.tensor([[4, 1]]), "explained": torch.tensor([[12.0]]), "support_report": REPORT}
+    data = {"pred": MetaTensor(scores, meta=meta), "image_path": "q"}
     answer = AnswerOfScoresd("pred")(AssessScoresd("pred")(data))
     assert answer["result"]["support_used"] == ["a b"]
+    assert answer["result"]["annotated"] == {"a b": "drawn: 3 of 9 slices"}
+    assert answer["result"]["left_out"] == {"a b": ["value 9"]}
+    assert answer["result"]["renamed"] == {"structure_1": "tumor"}
+    assert "not_used" not in answer["result"]
     assert answer["result"]["quality"] == {"spleen": pytest.approx(0.8808, abs=1e-4), "liver": None}
     assert list(answer["result"]["notices"]) == ["liver"]
     answer["pred"] = torch.tensor([4, 4, 0])
     assert AnswerOfLabeld("pred")(answer)["result"]["voxels"] == {"spleen": 2, "liver": 0}
 
 
-def test_what_is_wrong_with_a_submitted_label_reaches_the_client() -> None:
-    class Broken:
-        def read(self, files: Any) -> Any:
-            raise ValueError("the label map is empty")
+class Broken:
+    """A query's preprocessing that fails, and support that cannot be read."""
 
-    entry = {"image": __file__, "label": __file__}
-    query = MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta={"support": [entry]})
+    def read(self, files: Any) -> Any:
+        raise ScanError("the label map is empty")
+
+
+def asked_of_broken(**entry: Any) -> MetaTensor:
+    return MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta={"support": [{"image": __file__, "label": __file__} | entry]})
+
+
+def test_what_is_wrong_with_a_submitted_label_reaches_the_client() -> None:
+    with pytest.raises(ValueError, match=r"No annotated scan can be used: test_monai_label\.py: the label map is e"):
+        AnsweringInferer(Broken())(asked_of_broken(), torch.nn.Identity())
+
+
+def test_what_is_wrong_with_a_label_of_the_request_stops_it() -> None:
     with pytest.raises(ValueError, match="An annotated scan cannot be used: the label map is empty"):
-        AnsweringInferer(Broken())(query, torch.nn.Identity())
+        AnsweringInferer(Broken())(asked_of_broken(asked=True), torch.nn.Identity())
+
+
+def failing(error: Exception) -> Any:
+    def transform(data: Any) -> Any:
+        raise error
+
+    return transform
+
+
+def test_what_is_wrong_with_the_scan_that_is_asked_for_reaches_the_client(studies: Path) -> None:
+    path = str(studies / "a.nii.gz")
+    broken = ExplainedTransforms([failing(EOFError("compressed file ended"))])
+    with pytest.raises(ValueError, match=r"The scan cannot be segmented: .*a\.nii\.gz: the file cannot be read"):
+        broken({"image": path, "image_path": path})
+    with pytest.raises(EOFError):
+        broken({"image": path})
+    with pytest.raises(KeyError):  # a mistake of ours is none of the scan's
+        ExplainedTransforms([failing(KeyError("x"))])({"image": path, "image_path": path})
+
+
+def test_transforms_of_a_query_run_in_order() -> None:
+    steps = [lambda data: data | {"image": data["image"] + 1}, lambda data: data | {"image": data["image"] * 10}]
+    assert ExplainedTransforms(steps)({"image": 1}) == {"image": 20}
 
 
 class Scans:
@@ -369,28 +534,75 @@ def test_with_a_support_of_the_config_the_next_scan_is_ranked_by_quality(
     assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b", "a"]
 
 
-def test_a_bad_label_is_named_when_the_next_scan_is_asked_for(studies: Path, ranking_inferer: AnsweringInferer) -> None:
-    submit(studies, "a", np.zeros((12, 10, 9)))
-    with pytest.raises(ValueError, match="The scans cannot be ranked: the label map is empty"):
-        next_scan(studies, ranking_inferer)
-
-
-def test_names_of_a_submitted_label_count_when_the_next_scan_is_asked_for(
-    studies: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_bad_label_is_skipped_and_named_when_the_next_scan_is_asked_for(
+    studies: Path, ranking_inferer: AnsweringInferer
 ) -> None:
-    image, label = str(studies / "a.nii.gz"), str(submit(studies, "a", finished()))
-    monkeypatch.setattr(served, "submitted_annotations", lambda: [Annotation(image, label, {1: "spleen", 2: "tumor"})])
+    submit(studies, "a", finished())
+    submit(studies, "b", np.zeros((12, 10, 9)))
+    answer = next_scan(studies, ranking_inferer)
+    assert [entry["scan"] for entry in answer["next_scan"]] == ["c", "b"]
+    assert answer["not_used"] == {"b": "the label map is empty"}
+
+
+def segmented(studies: Path, inferer: AnsweringInferer, query: str = "c", **request: Any) -> MetaTensor:
+    """Scores of a request."""
+    path = str(studies / f"{query}.nii.gz")
+    found = FindSupportd("image")({"image": path, "image_path": path, **request})
+    volume = MetaTensor(Scans().read({"image": path})["image"])
+    network = torch.nn.Module()
+    network.encoder = Squares()
+    return inferer(CarrySupportd("image")(found | {"image": volume})["image"][None], network)
+
+
+def test_a_bad_label_is_skipped_and_named(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    submit(studies, "a", finished())
+    submit(studies, "b", np.zeros((12, 10, 9)))
+    report = segmented(studies, ranking_inferer).meta["support_report"]
+    assert list(report["annotated"]) == ["a"]
+    assert report["not_used"] == {"b": "the label map is empty"}
+
+
+def test_the_only_finished_scan_is_told_to_ask_for_another(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    submit(studies, "b", finished())
+    with pytest.raises(ValueError, match=r"^This is the only annotated scan, and it is finished"):
+        segmented(studies, ranking_inferer, "b", annotated="all")
+
+
+def test_a_finished_label_of_the_scan_itself_is_never_its_support(
+    studies: Path, ranking_inferer: AnsweringInferer
+) -> None:
+    for name in ("a", "b"):
+        submit(studies, name, finished())
+    report = segmented(studies, ranking_inferer, "b", annotated="all").meta["support_report"]
+    assert report["annotated"] == {"a": "all: 6 of 6 slices"}
+    assert report["not_used"] == {"b": "its own label is finished, and the mask would only repeat it"}
+
+
+def test_values_without_a_name_are_listed(studies: Path, store: Store, ranking_inferer: AnsweringInferer) -> None:
+    store.infos = {"a": named("liver"), "b": {"label_info": [{"name": "liver", "idx": 7}]}}
+    report = segmented(studies, ranking_inferer).meta["support_report"]
+    assert list(report["annotated"]) == ["a"]
+    assert report["not_used"] == {
+        "b": "its label map shows no organ that has a name here. Name its segments, or annotate one."
+    }
+
+
+def test_the_state_of_an_inferer_is_not_what_a_server_logs(studies: Path, ranking_inferer: AnsweringInferer) -> None:
+    """MONAI Label logs ``__dict__`` of the inferer with each request."""
+    submit(studies, "a", finished())
+    segmented(studies, ranking_inferer)
+    next_scan(studies, ranking_inferer)
+    logged = str({key: value for key, value in vars(ranking_inferer).items() if key != "head"})
+    assert "tensor" not in logged
+    assert len(logged) < 2000
+
+
+def test_names_of_a_submitted_label_count_when_the_next_scan_is_asked_for(studies: Path, store: Store) -> None:
+    store.infos = {"a": named("spleen", "tumor")}
     path = str(studies / "b.nii.gz")
-    asked = FindSupportd("image")({"image": path, "image_path": path, "next_scan": True})["next_scan"]
-    organs = served.known_organs()
-    assert asked["support"] == [
-        {
-            "image": image,
-            "label": label,
-            "ids": {"1": organs["spleen"], "2": organs["structure_1"]},
-            "renamed": {"tumor": organs["structure_1"]},
-        }
-    ]
+    asked = FindSupportd("image")({"image": path, "image_path": path, "next_scan": True})
+    assert [entry["ids"] for entry in asked["support_scans"]] == [{"1": 4, "2": 5}]
+    assert not asked["support_scans"][0].get("own")
 
 
 def test_after_training_every_scan_is_looked_at_anew(studies: Path, ranking_inferer: AnsweringInferer) -> None:
@@ -436,11 +648,11 @@ def test_a_scan_that_cannot_be_read_does_not_stop_the_ranking(
 
 def test_an_annotated_scan_that_is_gone_is_said(studies: Path, ranking_inferer: AnsweringInferer) -> None:
     entry = {"image": str(studies / "gone.nii.gz"), "label": str(studies / "gone.nii.gz")}
-    meta = {"next_scan": {"scans": [], "support": [entry], "has_support": False}}
+    meta = {"next_scan": {"scans": [], "has_support": False}, "support": [entry]}
     network = torch.nn.Module()
     network.encoder = Squares()
-    with pytest.raises(ValueError, match=r"The scans cannot be ranked: .*gone\.nii\.gz"):
-        ranking_inferer(MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta=meta), network)
+    scores = ranking_inferer(MetaTensor(torch.zeros(1, 1, 16, 16, 2), meta=meta), network)
+    assert "gone.nii.gz" in scores.meta["support_report"]["not_used"]["gone"]
 
 
 def test_the_ranker_gets_the_parts_of_an_organ() -> None:

@@ -163,6 +163,8 @@ KINDS: dict[str, Kind] = {
     "support_dir": PATH.or_null(),
     "support_image": PATHS.or_null(),
     "support_label": PATHS.or_null(),
+    "annotated": _choice("auto", "drawn", "all"),
+    "ignore_value": _whole(1).or_null(),
     "prototypes": PATHS.or_null(),
     "prototypes_file": PATH,
     "checkpoint": PATH.or_null(),

@@ -152,11 +152,12 @@ class Annotator:
         if known not in self._known:
             support = self._support(sorted(known))
             self._known[known] = {
-                name: self._compared(scan, support) for name, scan in self.scans.items() if name not in known
+                name: self.compared(scan, support) for name, scan in self.scans.items() if name not in known
             }
         return self._known[known]
 
-    def _compared(self, scan: _Scan, support: Support) -> float:
+    def compared(self, scan: _Scan, support: Support) -> float:
+        """Segment a scan; return its Dice, the mean over the organs that the truth shows."""
         scores, _ = self.inferer.score(scan.image, scan.features, support)
         meta = {ORGAN_IDS: torch.tensor(support.organs)}
         data = self.refine({IMAGE: scan.image, "pred": MetaTensor(scores, meta=meta)})

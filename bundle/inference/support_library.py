@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 from torch import Tensor
 
+from bundle.data.scans import scan_name
+from bundle.inference.encoded_scans import AnnotatedScan, EncodedScans, PrototypeFolder, size_of
 from bundle.inference.matching import Features, Matching, Support
 from bundle.inference.organ_names import common_names, new_ids, unnamed
-from bundle.inference.organ_shapes import OrganShape, Shapes, shapes_of
+from bundle.inference.organ_shapes import OrganShape, shapes_of
 from bundle.inference.prototype_files import (
     PrototypeRecord,
     read_prototypes,
@@ -29,30 +31,17 @@ from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.keys import IMAGE, LABEL
 from bundle.networks.alpnet import ALPNet, PrototypeHead
 from bundle.provenance import describe, fingerprint
+from bundle.transforms.annotated import (
+    IGNORED,
+    Annotated,
+    AnnotatedSlices,
+    annotated_slices,
+    checked_annotated,
+    mark_ignored,
+)
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organs_of
-
-
-@dataclass(frozen=True)
-class AnnotatedScan:
-    """What is remembered of an annotated scan.
-
-    Attributes:
-        encoded: What ``Matching.encode`` keeps.
-        shapes: Of its organs.
-        profile: Of its intensities, as ``intensity_profile`` gives it.
-        partial: Only some of its slices are annotated.
-    """
-
-    encoded: Any
-    shapes: Shapes
-    profile: Tensor
-    partial: bool = False
-
-
-REMEMBERED_SCANS = 32
-"""Support scans that are kept encoded; at 256 x 256 about 3 MB an organ each, or 0.3 MB a slice (SliceMatching)."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +60,8 @@ class SupportLibrary:
         organs: Names and ids of the organs. ``None`` takes every id of the label maps.
         prototypes: Files of annotated scans that were encoded before.
         preprocessing: What was done to the scans, by name.
+        annotated: Which slices of the label maps are annotated; see ``annotated_slices``.
+        ignore_value: In their files, the value of voxels that are neither organ nor background; ``None``: no value is.
     """
 
     def __init__(
@@ -82,6 +73,8 @@ class SupportLibrary:
         organs: Mapping[str, int] | None = None,
         prototypes: Sequence[Path] = (),
         preprocessing: Mapping[str, Any] | None = None,
+        annotated: Annotated = "all",
+        ignore_value: int | None = None,
     ) -> None:
         self.support = support
         self.encode = encode
@@ -90,9 +83,12 @@ class SupportLibrary:
         self.organs = organs
         self.prototypes = list(prototypes)
         self.preprocessing = describe(preprocessing or {}, code=False)
+        self.annotated = checked_annotated(annotated)
+        self.ignore_value = ignore_value
         self._scans: list[Mapping[str, Any]] = []
         self._records: list[PrototypeRecord] = []
-        self._encoded: OrderedDict[Hashable, Any] = OrderedDict()
+        self._encoded = EncodedScans()
+        self._folder = PrototypeFolder(self._read_kept, self._write_kept)
         self._encoded_with: Hashable = None
 
     def scans(self) -> list[Mapping[str, Any]]:
@@ -104,7 +100,7 @@ class SupportLibrary:
         if not self._scans:
             if len(self.support) == 0 and not self.prototypes:
                 raise ValueError("there is no annotated scan. Give at least one image with its label map as support.")
-            self._scans = [self.support[index] for index in range(len(self.support))]
+            self._scans = [self._marked(self.support[index]) for index in range(len(self.support))]
         return self._scans
 
     def organ_names(self) -> dict[str, int]:
@@ -120,12 +116,13 @@ class SupportLibrary:
         Args:
             network: Its weights decide whether what was encoded before still holds.
             device: Where the query is.
-            files: See ``encoded``. An organ that a partial scan shows is taken from partial ones alone.
+            files: See ``encoded``. An organ that a drawing on the query itself shows is taken from there alone. A
+                finished label of the query is not used, or the answer would only repeat it.
 
         Raises:
             ValueError: If no scan shows an organ that is asked for.
         """
-        scans = self.encoded(network, device, files)
+        scans = [scan for scan in self.encoded(network, device, files) if scan.encoded is not None]
         shown = sorted({organ for scan in scans for organ in scan.encoded})
         wanted = list(self.organs.values()) if self.organs else shown
         if not wanted:
@@ -146,12 +143,34 @@ class SupportLibrary:
             network: Its weights decide whether what was encoded before still holds.
             device: Where the query is.
             files: Annotated scans to use instead of the library's own: ``image`` and ``label`` files, ``ids`` from
-                values in the file to organ ids (or ``None``), and ``partial``, whether only some slices are annotated.
+                values in the file to organ ids (or ``None``), ``annotated`` (or the library's), ``own``, whether it is
+                the query itself, and ``stored_in``, a folder where it is kept encoded.
+
+        Raises:
+            ValueError: If a scan cannot be used.
         """
         self._forget_other_weights((version_of(network), str(device)))
         if not files:
             return self._own(network, device)
         return [self._named(entry, network, device) for entry in files]
+
+    def tried(
+        self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]]
+    ) -> list[AnnotatedScan | ValueError | FileNotFoundError]:
+        """Encode annotated scans as ``encoded`` does; one that cannot be used is replaced by its error."""
+        self._forget_other_weights((version_of(network), str(device)))
+        found: list[AnnotatedScan | ValueError | FileNotFoundError] = []
+        for entry in files:
+            try:
+                found.append(self._named(entry, network, device))
+            except (ValueError, FileNotFoundError) as error:
+                found.append(error)
+        return found
+
+    def report(self, network: ALPNet, device: torch.device) -> None:
+        """Print which slices of each annotated scan count as annotated."""
+        for scan, found in zip(self.scans(), self.encoded(network, device), strict=False):
+            print(f"annotated scan {_file_name(scan[IMAGE])}: {found.taken} count as annotated", flush=True)
 
     def save(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
         """Write the encoded scans to a file that stands for them, without their images.
@@ -199,25 +218,64 @@ class SupportLibrary:
     def _own(self, network: ALPNet, device: torch.device) -> list[AnnotatedScan]:
         """Return the encoded scans of the data set, and those of the files of prototypes."""
         own = [
-            self._remembered(number, lambda scan=scan: self._encode_scan(scan, network, device))  # type: ignore[misc]
+            self._encoded.get(number, partial(self._encode_scan, scan, network, device), _never_forgotten)
             for number, scan in enumerate(self.scans())
         ]
         for file in self.prototypes:
-            own += self._remembered(file, lambda file=file: self._read(file, network, device))  # type: ignore[misc]
+            own += self._encoded.get(file, partial(self._read, file, network, device), _never_forgotten)
         return own
 
     def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
         """Return an encoded scan that a query names; it is encoded again if its files changed."""
-        stamps = tuple((str(files[key]), os.stat(files[key]).st_mtime_ns) for key in (IMAGE, LABEL))
-        partial = bool(files.get("partial"))
+        annotated = checked_annotated(files.get("annotated") or self.annotated)
+        paths = {key: str(files[key]) for key in (IMAGE, LABEL)}
+        settings = {"ids": files.get("ids"), "annotated": annotated, "ignore_value": self.ignore_value}
+
+        def made_with() -> dict[str, Any]:
+            hashes = {key: self._folder.hash_of(path) for key, path in paths.items()}
+            return {**self._made_with(network), **hashes, **settings, "device": str(device)}
 
         def encode() -> AnnotatedScan:
-            scan = dict(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
-            if files.get("ids") is not None:
-                scan[LABEL] = _renumbered(scan[LABEL], files["ids"])
-            return self._encode_scan(scan, network, device, partial)
+            return self._encode_files({**files, "annotated": annotated}, network, device)
 
-        return self._remembered((stamps, str(files.get("ids")), partial), encode)
+        def find() -> AnnotatedScan:
+            return self._folder.get(files.get("stored_in"), scan_name(paths[IMAGE]), made_with, encode)
+
+        stamps = tuple((path, os.stat(path).st_mtime_ns) for path in paths.values())
+        own = bool(files.get("own"))
+        known: AnnotatedScan = self._encoded.get((stamps, str(settings), own), find, self._size)
+        # What lies on disk is the same for every query; that a finished label is the query's own is not.
+        is_answer = own and known.taken is not None and known.taken.taken == "all"
+        return replace(known, own=own, encoded=None if is_answer else known.encoded)
+
+    def _encode_files(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
+        scan = self._marked(self.support.read({IMAGE: files[IMAGE], LABEL: files[LABEL]}))
+        taken, ids = annotated_slices(plain(scan[LABEL]), files["annotated"]), files.get("ids")
+        if files.get("own") and taken.taken == "all":
+            return AnnotatedScan(None, taken=taken)
+        left_out = tuple(v for v in organs_of(plain(scan[LABEL])) if ids is not None and str(v) not in ids)
+        if ids is not None:
+            scan[LABEL] = _renumbered(scan[LABEL], ids)
+        return replace(self._encode_scan(scan, network, device, taken), left_out=left_out)
+
+    def _marked(self, scan: Mapping[str, Any]) -> dict[str, Any]:
+        return {**scan, LABEL: mark_ignored(scan[LABEL], self.ignore_value)}
+
+    def _read_kept(self, path: Path, made_with: Mapping[str, Any]) -> AnnotatedScan:
+        (tensors,), record = read_prototypes(path, made_with["device"])
+        refuse_other_making(path, record, made_with)
+        ids = {organ: organ for organ in record.organs.values()}
+        (about,) = record.scans
+        scan = _from_file(path, tensors, about, self.matching, record.organs, ids)
+        taken = AnnotatedSlices(tuple(about["slices"]), about["depth"], about["taken"])
+        return replace(scan, taken=taken, left_out=tuple(about["left_out"]))
+
+    def _write_kept(self, path: Path, name: str, scan: AnnotatedScan, made_with: dict[str, Any]) -> None:
+        organs = {unnamed(organ): organ for organ in scan.encoded}
+        taken = {} if scan.taken is None else asdict(scan.taken)
+        about = _to_record(name, scan, organs) | taken | {"left_out": scan.left_out}
+        tensors = {key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan.encoded).items()}
+        write_prototypes(path, [tensors], PrototypeRecord(organs, [about], made_with))
 
     def _read(self, file: Path, network: ALPNet, device: torch.device) -> list[AnnotatedScan]:
         scans, record = read_prototypes(file, device)
@@ -230,15 +288,17 @@ class SupportLibrary:
 
     @torch.no_grad()
     def _encode_scan(
-        self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, partial: bool = False
+        self, scan: Mapping[str, Any], network: ALPNet, device: torch.device, taken: AnnotatedSlices | None = None
     ) -> AnnotatedScan:
+        taken = annotated_slices(plain(scan[LABEL]), self.annotated) if taken is None else taken
         image, label = (plain(scan[key]).to(device) for key in (IMAGE, LABEL))
 
         def encode(slices: Sequence[int]) -> Features:
             return self.encode(image[..., slices], network)
 
-        encoded = self.matching.encode(label, encode, self._head(network), partial)
-        return AnnotatedScan(encoded, shapes_of(scan[LABEL], partial), intensity_profile(image), partial)
+        encoded = self.matching.encode(label, encode, self._head(network), taken.slices)
+        shapes = shapes_of(scan[LABEL], taken.taken == "drawn" or len(taken.slices) < taken.depth)
+        return AnnotatedScan(encoded, shapes, intensity_profile(image), taken)
 
     def _sources(self, organ: int, scans: Sequence[AnnotatedScan]) -> list[AnnotatedScan]:
         """Return the scans to take an organ from."""
@@ -248,7 +308,7 @@ class SupportLibrary:
                 f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
                 "Annotate it, or take it out of organs."
             )
-        return [scan for scan in shown if scan.partial] or shown
+        return [scan for scan in shown if scan.own] or shown
 
     # --- what is remembered ------------------------------------------------------------------------------------
 
@@ -257,14 +317,10 @@ class SupportLibrary:
             self._encoded.clear()
             self._encoded_with = encoded_with
 
-    def _remembered(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return what was made before under this key; the scans that were not used for longest are forgotten."""
-        if key not in self._encoded:
-            self._encoded[key] = make()
-        self._encoded.move_to_end(key)
-        while len(self._encoded) > max(REMEMBERED_SCANS, len(self._scans) + len(self.prototypes)):
-            self._encoded.popitem(last=False)
-        return self._encoded[key]
+    def _size(self, scan: AnnotatedScan) -> int:
+        if scan.encoded is None or not list(scan.encoded):
+            return 1
+        return size_of(self.matching.to_tensors(scan.encoded))
 
     def _file_records(self) -> list[PrototypeRecord]:
         """Return the records of the files of prototypes, read once: names are asked for with every scan."""
@@ -324,14 +380,19 @@ def _to_record(name: str, scan: AnnotatedScan, organs: Mapping[str, int]) -> dic
     return {"name": name, "organs": shown, "shapes": shapes, "profile": scan.profile.tolist()}
 
 
+def _never_forgotten(_: Any) -> int:
+    return 0
+
+
 def _file_name(image: Tensor) -> str:
     """Return the name of the file that a volume was read from, "" if it was not."""
     return Path(str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
 
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
-    """Replace the values of a label map by organ ids; values that are not listed become 0."""
-    values, result = plain(label), torch.zeros_like(plain(label))
+    """Replace the values of a label map by organ ids; values that are not listed become 0, ignored voxels stay."""
+    values = plain(label)
+    result = torch.where(values == IGNORED, values, torch.zeros_like(values))
     for value, organ in ids.items():
         result[values == int(value)] = organ
     return MetaTensor(result, meta=label.meta) if isinstance(label, MetaTensor) else result

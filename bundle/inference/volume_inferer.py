@@ -25,6 +25,7 @@ from bundle.keys import (
     SUPPORT_MILLILITERS,
 )
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
+from bundle.transforms.annotated import Annotated
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organ_slices
@@ -53,6 +54,8 @@ class VolumeInferer(Inferer):
         preprocessing: What was done to the scans, by name. Files of prototypes tell it, and are only used where it is
             the same.
         precision: Of the encoder: ``"float32"``, or ``"bfloat16"`` where the device is fast at it.
+        annotated: Which slices of the support's label maps are annotated; see ``annotated_slices``.
+        ignore_value: In their files, the value of voxels that are neither organ nor background; ``None``: no value is.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -69,11 +72,13 @@ class VolumeInferer(Inferer):
         prototypes: str | Path | Sequence[str | Path] | None = None,
         preprocessing: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
+        annotated: Annotated = "all",
+        ignore_value: int | None = None,
     ) -> None:
         if protocol not in ("volume", "paper"):
             raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}.")
         if organs is not None:
-            _check_organs(organs)
+            _check_organs(organs, ignore_value)
         self.organs = organs
         self.protocol = protocol
         self.matching = ChunkMatching() if matching is None else matching
@@ -81,7 +86,15 @@ class VolumeInferer(Inferer):
         self.encode = SliceEncoder(slice_batch, precision)
         files = [prototypes] if isinstance(prototypes, str | Path) else prototypes or []
         self.library = SupportLibrary(
-            support, self.encode, self.matching, self.head, organs, [Path(file) for file in files], preprocessing
+            support,
+            self.encode,
+            self.matching,
+            self.head,
+            organs,
+            [Path(file) for file in files],
+            preprocessing,
+            annotated,
+            ignore_value,
         )
 
     def __call__(  # type: ignore[override]
@@ -197,11 +210,16 @@ def _extents(organs: Sequence[int], label: Tensor) -> Extents:
     return {organ: (slices[0], slices[-1]) if slices else None for organ, slices in shown.items()}
 
 
-def _check_organs(organs: Any) -> None:
+def _check_organs(organs: Any, ignore_value: int | None) -> None:
     ids = list(organs.values()) if isinstance(organs, Mapping) else []
     whole = all(isinstance(organ, int) and not isinstance(organ, bool) and organ > 0 for organ in ids)
     if not ids or not whole or len(set(ids)) < len(ids):
         raise ValueError(
             f"organs must give each organ's name an id of its own, a whole number above 0, such as {{liver: 1}}, got "
             f"{organs!r}."
+        )
+    if ignore_value in ids:
+        raise ValueError(
+            f"organs has the id {ignore_value}, which ignore_value says is neither organ nor background. Set "
+            "ignore_value to another value, or to null."
         )

@@ -25,7 +25,7 @@ def organ_slices(label: Tensor, organ: int) -> list[int]:
 
 def organs_of(label: Tensor) -> list[int]:
     """Return the ids of the organs in a label map."""
-    return [int(organ) for organ in torch.unique(label) if organ != 0]
+    return [int(organ) for organ in torch.unique(label) if organ > 0]
 
 
 def support_slices(slices: Sequence[int], chunks: int) -> list[int]:

@@ -294,15 +294,101 @@ def test_what_is_drawn_on_the_scan_itself_goes_before_other_scans(network: ALPNe
             drawn["label"][..., z] = 0
     other["image"] = torch.where(other["label"] == 3, 2.0, 0.0)
     files = Files(tmp_path, drawn=drawn, other=other)
-    scores = VolumeInferer(files)(asked(scan(9), files.entry("drawn", partial=True), files.entry("other")), network)
+    scores = VolumeInferer(files)(
+        asked(scan(9), files.entry("drawn", annotated="drawn", own=True), files.entry("other")), network
+    )
     assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
+
+
+def tapered(shift: int) -> dict[str, Tensor]:
+    """A scan whose organs get small in their first and last slice."""
+    made = scan(shift)
+    for z in (3, 8):
+        made["label"][0, 6:, :, z] = made["image"][0, 6:, :, z] = 0
+    return made
+
+
+def test_a_finished_label_of_the_query_itself_is_not_used(network: ALPNet, tmp_path: Path) -> None:
+    files = Files(tmp_path, own=tapered(9), other=scan(0))
+    inferer = VolumeInferer(files, annotated="auto")
+    scores = inferer(asked(scan(9), files.entry("own", own=True), files.entry("other")), network)
+    assert scores.meta["organ_ids"].tolist() == [[3, 7]]
+    (known,) = inferer.library.encoded(network, torch.device("cpu"), [files.entry("own", own=True)])
+    assert known.encoded is None
+
+
+def test_undrawn_slices_of_a_drawing_are_no_background_for_other_scans(network: ALPNet, tmp_path: Path) -> None:
+    """One slice of the organs is drawn; the same organs in the other slices would say that they are background."""
+    drawing = scan(0)
+    drawing["label"][..., [3, 4, 6, 7, 8]] = 0
+    files = Files(tmp_path, drawing=drawing)
+    query, entry = scan(9), files.entry("drawing")
+    found = by_slices(files, annotated="auto")(asked(query, entry), network)
+    assert torch.equal(label_of(found, [3, 7]), query["label"][None].long())
+    spoiled = by_slices(files, annotated="all")(asked(query, entry), network)
+    assert not bool((label_of(spoiled, [3, 7]) > 0).any())
+    said = by_slices(files, annotated="all")(asked(query, entry | {"annotated": "drawn"}), network)
+    assert torch.equal(said, found)
+
+
+def test_a_value_of_the_label_map_says_which_slices_are_not_annotated(network: ALPNet, tmp_path: Path) -> None:
+    drawing = scan(0)
+    drawing["label"][..., [3, 4, 6, 7, 8]] = 255
+    files = Files(tmp_path, drawing=drawing)
+    inferer = by_slices(files, annotated="all", ignore_value=255)
+    scores = inferer(asked(scan(9), files.entry("drawing", ids={"3": 5, "7": 2})), network)
+    assert torch.equal(label_of(scores, [7, 3]), scan(9)["label"][None].long())
+    entry = files.entry("drawing", ids={"3": 5, "7": 2})
+    (known,) = inferer.library.encoded(network, torch.device("cpu"), [entry])
+    assert str(known.taken) == "all: 7 of 12 slices"
+
+
+def test_the_configs_support_is_taken_by_the_same_rule(network: ALPNet, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = scan(0)
+    drawing["label"][..., [3, 4, 6, 7, 8]] = 0
+    inferer = by_slices([drawing], annotated="auto")
+    scores = inferer(scan(9)["image"][None], network)
+    assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
+    inferer.library.report(network, torch.device("cpu"))
+    assert "drawn: 1 of 12 slices count as annotated" in capsys.readouterr().out
+
+
+def test_a_new_inferer_finds_named_scans_encoded_on_disk(network: ALPNet, tmp_path: Path) -> None:
+    """Whether a label is the query's own is told by the request, whatever lies on disk."""
+    files = Files(tmp_path, a=tapered(0))
+    entry = files.entry("a", stored_in=str(tmp_path / "encoded"))
+    first = by_slices(files, annotated="auto")(asked(scan(9), entry), network)
+    encoded = network.encoder.images
+    assert encoded == 12 + 12
+    later = by_slices(files, annotated="auto")
+    assert torch.equal(later(asked(scan(9), entry), network), first)
+    assert network.encoder.images == encoded + 12  # the query's own slices
+    (known,) = by_slices(files, annotated="auto").library.encoded(network, torch.device("cpu"), [entry | {"own": True}])
+    assert known.encoded is None
+    assert files.reads == 1
+
+
+def test_other_weights_do_not_use_what_lies_on_disk(network: ALPNet, tmp_path: Path) -> None:
+    files = Files(tmp_path, a=scan(0))
+    entry = files.entry("a", stored_in=str(tmp_path / "encoded"))
+    by_slices(files)(asked(scan(9), entry), network)
+    with torch.no_grad():
+        network.encoder.gain.mul_(2)
+    by_slices(files)(asked(scan(9), entry), network)
+    assert files.reads == 2
+
+
+def test_an_organ_of_the_ignored_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="organs has the id 255, which ignore_value says"):
+        VolumeInferer([], organs={"liver": 255}, ignore_value=255)
 
 
 # --- another matching, another head ----------------------------------------------------------------------------------
 
 
-def by_slices(support: Any, **settings: Any) -> VolumeInferer:
-    return VolumeInferer(support, matching=SliceMatching(**settings), head=PrototypeHead(classifier=TopKClassifier()))
+def by_slices(support: Any, annotated: Any = "all", ignore_value: int | None = None, **settings: Any) -> VolumeInferer:
+    matching, head = SliceMatching(**settings), PrototypeHead(classifier=TopKClassifier())
+    return VolumeInferer(support, matching=matching, head=head, annotated=annotated, ignore_value=ignore_value)
 
 
 @pytest.mark.parametrize("slices", [3, None])
@@ -323,7 +409,7 @@ def test_of_a_scan_that_is_drawn_on_only_the_drawn_slices_are_encoded(network: A
     drawn = scan(9)
     drawn["label"][..., [3, 4, 6, 7, 8]] = 0
     files = Files(tmp_path, drawn=drawn)
-    scores = by_slices(files)(asked(scan(9), files.entry("drawn", partial=True)), network)
+    scores = by_slices(files)(asked(scan(9), files.entry("drawn", annotated="drawn", own=True)), network)
     assert network.encoder.images == 1 + 12
     assert torch.equal(label_of(scores, [3, 7]), scan(9)["label"][None].long())
 
@@ -438,7 +524,7 @@ def test_of_a_drawing_the_parts_are_those_of_its_slices_and_the_volume_is_not_kn
     drawn = kidneys(0, 22)
     drawn["label"][..., [3, 5, 7]] = 0
     files = Files(tmp_path, drawn=drawn)
-    meta = VolumeInferer(files)(asked(scan(9), files.entry("drawn", partial=True)), network).meta
+    meta = VolumeInferer(files)(asked(scan(9), files.entry("drawn", annotated="drawn")), network).meta
     assert meta["support_components"].tolist() == [[2]]
     assert meta["support_milliliters"].isnan().all()
 

@@ -56,14 +56,14 @@ class Matching(ABC):
     """A way to use annotated scans."""
 
     @abstractmethod
-    def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> Any:
+    def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, annotated: Sequence[int] | None = None) -> Any:
         """Keep of an annotated scan what does not depend on the query.
 
         Args:
-            label: Organ ids ``(1, H, W, Z)``, on the device.
+            label: Organ ids ``(1, H, W, Z)``, on the device; ``IGNORED`` voxels are neither organ nor background.
             encode: Gives the features of its slices.
             head: Pools.
-            partial: Slices without any organ count as not annotated.
+            annotated: The annotated slices, in order; nothing is known of the others. ``None``: all are.
 
         Returns:
             Something that tells by ``organ in it`` whether it shows an organ, and iterates over their ids.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
+from bundle.transforms.annotated import IGNORED
 from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, organs_of, support_slices
 
 
@@ -59,12 +60,23 @@ class ChunkMatching(Matching):
         self.chunks = chunks
 
     def encode(
-        self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False
+        self, label: Tensor, encode: Encode, head: PrototypeHead, annotated: Sequence[int] | None = None
     ) -> dict[int, EncodedOrgan]:
-        """Encode the slices that stand for each organ; a slice that stands for several is encoded once."""
+        """Encode the slices that stand for each organ; a slice that stands for several is encoded once.
+
+        These slices show the organ, so they are annotated.
+
+        Raises:
+            ValueError: If one of them holds ignored voxels.
+        """
         shown = {organ: organ_slices(label, organ) for organ in organs_of(label)}
         chosen = {organ: support_slices(slices, self.chunks) for organ, slices in shown.items()}
         needed = sorted({z for slices in chosen.values() for z in slices})
+        if needed and bool((label[..., needed] == IGNORED).any()):
+            raise ValueError(
+                "the paper's matching cannot ignore voxels of a slice that shows an organ. Use SliceMatching, or "
+                "annotate these slices whole."
+            )
         features = dict(zip(needed, encode(needed), strict=True)) if needed else {}
         depth = label.shape[-1]
         encoded = {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
+from bundle.transforms.annotated import IGNORED
 from bundle.transforms.slices import organ_slices, organs_of, support_slices
 
 BACKGROUND = 0
@@ -96,9 +97,11 @@ class SliceMatching(Matching):
         self.by = by
         self.annotated_slices = annotated_slices
 
-    def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, partial: bool = False) -> EncodedScan:
+    def encode(
+        self, label: Tensor, encode: Encode, head: PrototypeHead, annotated: Sequence[int] | None = None
+    ) -> EncodedScan:
         """Pool the prototypes of each class in each annotated slice."""
-        slices = self._annotated(label, partial)
+        slices = self._slices(label, range(label.shape[-1]) if annotated is None else annotated)
         if not slices:
             return EncodedScan([], label.new_zeros(0, 1).float())
         features = encode(slices)
@@ -107,20 +110,21 @@ class SliceMatching(Matching):
         for z, feature in zip(slices, features, strict=True):  # one by one: masks of a volume are as large as it is
             whole = torch.stack([label[..., z] == organ for organ in organs])[None]  # (1, O, 1, H, W)
             soft = reduce_mask(whole, feature[None])[0]
-            classes = {BACKGROUND: head.background(feature[None], 1 - soft.sum(dim=0)[None].clamp(max=1))}
+            ignored = reduce_mask((label[..., z] == IGNORED)[None, None], feature[None])[0]
+            taken = torch.cat([soft, ignored]).sum(dim=0)[None].clamp(max=1)
+            classes = {BACKGROUND: head.background(feature[None], 1 - taken)}
             for place, organ in enumerate(organs):
                 if whole[0, place].any():
                     classes[organ] = head.foreground(feature[None], soft[place, None])
             prototypes.append(classes)
         return EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]), *self.center_of(features))
 
-    def _annotated(self, label: Tensor, partial: bool) -> list[int]:
+    def _slices(self, label: Tensor, annotated: Sequence[int]) -> list[int]:
+        """Return the slices to use of those that are annotated; none if they show no organ."""
         shown = [organ_slices(label, organ) for organ in organs_of(label)]
         if self.annotated_slices is not None:
-            shown = [support_slices(s, self.annotated_slices) for s in shown]
-        elif not partial:
-            return list(range(label.shape[-1])) if shown else []
-        return sorted({z for slices in shown for z in slices})
+            return sorted({z for slices in shown for z in support_slices(slices, self.annotated_slices)})
+        return list(annotated) if shown else []
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the prototypes and the descriptions of slices."""

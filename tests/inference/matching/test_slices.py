@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bundle.inference.matching import ChunkMatching, Extents, SliceMatching
 from bundle.inference.matching.slices import BACKGROUND, EncodedScan
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
+from bundle.transforms.annotated import IGNORED
 from bundle.transforms.masks import scores_to_label
 
 # --- whole scans, whose answer is known ------------------------------------------------------------------------------
@@ -38,8 +39,10 @@ def features_of(volume: Tensor) -> Tensor:
     return F.one_hot(volume[0].long().movedim(-1, 0), 3).movedim(-1, 1).float()
 
 
-def encoded_scan(matching: SliceMatching, support: dict[str, Tensor], partial: bool = False) -> EncodedScan:
-    return matching.encode(support["label"], lambda slices: features_of(support["image"])[slices], HEAD, partial)
+def encoded_scan(
+    matching: SliceMatching, support: dict[str, Tensor], annotated: Sequence[int] | None = None
+) -> EncodedScan:
+    return matching.encode(support["label"], lambda slices: features_of(support["image"])[slices], HEAD, annotated)
 
 
 def scores_in(query: dict[str, Tensor], matching: SliceMatching, *supports: dict[str, Tensor]) -> Tensor:
@@ -131,31 +134,52 @@ def test_an_encoded_scan_tells_its_organs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "partial", "expected"),
+    ("limit", "annotated", "expected"),
     [
-        (None, False, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
-        (None, True, [2, 3, 4, 5, 6, 7]),
-        (1, False, [4, 5]),  # the middle slices of organs 7 and 3
-        (2, False, [3, 4, 6]),  # of two halves: 3 and 6 of organ 3, both of organ 7
-        (2, True, [3, 4, 6]),
-        (3, False, [3, 4, 5, 7]),
-        (99, False, [2, 3, 4, 5, 6, 7]),
+        (None, None, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (None, [2, 3, 5], [2, 3, 5]),
+        (1, None, [4, 5]),  # the middle slices of organs 7 and 3
+        (2, None, [3, 4, 6]),  # of two halves: 3 and 6 of organ 3, both of organ 7
+        (2, [2, 3, 4, 5, 6, 7], [3, 4, 6]),
+        (3, None, [3, 4, 5, 7]),
+        (99, None, [2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_only_annotated_slices_are_encoded(limit: int | None, partial: bool, expected: list[int]) -> None:
+def test_only_annotated_slices_are_encoded(limit: int | None, annotated: list[int] | None, expected: list[int]) -> None:
     features = Recorder(9)
-    encoded = SliceMatching(annotated_slices=limit).encode(label_of(), features, HEAD, partial)
+    encoded = SliceMatching(annotated_slices=limit).encode(label_of(), features, HEAD, annotated)
     assert features.asked == [expected]
     assert [sorted(shown) for shown in encoded.prototypes] == [
         [BACKGROUND] + [3] * (2 <= z <= 7) + [7] * (3 <= z <= 4) for z in expected
     ]
 
 
-@pytest.mark.parametrize("partial", [True, False])
+def test_ignored_pixels_are_neither_organ_nor_background() -> None:
+    """In the drawn slice the block of gray 1 is an organ; the block beside it, of gray 2, is ignored."""
+    support = scan("o", organs=(3,))
+    without = encoded_scan(SliceMatching(), support)
+    support["label"][0, 8:14, 2:10] = IGNORED
+    ignored = encoded_scan(SliceMatching(), support)
+    assert without.prototypes[0][BACKGROUND][:, 2].max() == 1
+    assert ignored.prototypes[0][BACKGROUND][:, 2].max() < 0.5
+    assert torch.equal(ignored.prototypes[0][3], without.prototypes[0][3])
+    assert list(ignored) == [3]
+
+
+def test_the_papers_matching_refuses_ignored_pixels_in_a_slice_that_shows_an_organ() -> None:
+    support = scan("o.o")
+    support["label"][..., 1] = IGNORED
+    ChunkMatching().encode(support["label"], lambda slices: features_of(support["image"])[slices], HEAD)
+    support["label"][0, 15, 23] = IGNORED
+    with pytest.raises(ValueError, match="the paper's matching cannot ignore voxels"):
+        ChunkMatching().encode(support["label"], lambda slices: features_of(support["image"])[slices], HEAD)
+
+
+@pytest.mark.parametrize("annotated", [[], None])
 @pytest.mark.parametrize("limit", [None, 3])
-def test_a_scan_without_an_organ_says_nothing(limit: int | None, partial: bool) -> None:
+def test_a_scan_without_an_organ_says_nothing(limit: int | None, annotated: list[int] | None) -> None:
     features = Recorder(9)
-    encoded = SliceMatching(annotated_slices=limit).encode(torch.zeros(1, 8, 12, 9), features, HEAD, partial)
+    encoded = SliceMatching(annotated_slices=limit).encode(torch.zeros(1, 8, 12, 9), features, HEAD, annotated)
     assert features.asked == []
     assert encoded.prototypes == []
     assert list(encoded) == []

@@ -1,0 +1,186 @@
+"""``python -m bundle drawn_slices``: how many slices of a scan must be drawn on, and which ones?
+
+In each fold of the paper the annotated scan is drawn on in a few slices only, and the fold's queries are segmented
+from that drawing alone.
+
+<output_dir>/cases.csv    Dice of every query, for each drawing
+<output_dir>/table.md     means over the queries, by fold and together
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bundle.command_line.checks import check_positive_integers
+from bundle.command_line.command import check_merged, refuse_unknown_keys
+from bundle.command_line.configs import config_paths, parsed
+from bundle.data import list_scans
+from bundle.data.scans import fold_of, scan_name
+from bundle.evaluation.annotation_order import Annotator
+from bundle.files import write_csv, written_whole
+from bundle.inference.matching import SliceMatching, Support
+from bundle.inference.next_slice import slice_order
+from bundle.keys import LABEL
+from bundle.provenance import versions
+from bundle.transforms.slices import support_slices
+
+NUM_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Slices of a scan that are drawn on.
+
+    Attributes:
+        name: For the table.
+        slices: In order.
+        finished: Whether the slices without an organ count as annotated, too.
+    """
+
+    name: str
+    slices: tuple[int, ...]
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A query that was segmented from a drawing.
+
+    Attributes:
+        fold: From 0.
+        drawing: What was drawn.
+        scan: Name of the query.
+        dice: Mean over the organs that its label map shows.
+    """
+
+    fold: int
+    drawing: Drawing
+    scan: str
+    dice: float
+
+
+def drawings(shown: Sequence[int], order: Sequence[int], numbers: Sequence[int]) -> Iterator[Drawing]:
+    """Make the drawings to compare.
+
+    Args:
+        shown: The slices of the scan that show an organ.
+        order: All slices in the order that the bundle suggests; those without an organ cost a look and no drawing.
+        numbers: How many slices to draw on.
+    """
+    suggested = [z for z in order if z in set(shown)]
+    for number in numbers:
+        yield Drawing(f"{number}, evenly spread", tuple(sorted(set(support_slices(shown, number)))))
+        yield Drawing(f"{number}, suggested", tuple(sorted(suggested[:number])))
+    for step in (8, 4, 2):
+        yield Drawing(f"every {step}th" if step > 2 else "every 2nd", tuple(shown[step // 2 :: step]))
+    yield Drawing("every 4th, all others as background", tuple(shown[2::4]), finished=True)
+    yield Drawing("all that show an organ", tuple(shown))
+    yield Drawing("all slices: finished", tuple(shown), finished=True)
+
+
+class Draftsman(Annotator):
+    """An annotator who draws on some slices of a scan."""
+
+    def drawn_support(self, name: str, drawing: Drawing) -> Support:
+        """Encode a drawing as the bundle does with a label map that has these slices."""
+        scan, inferer = self.scans[name], self.inferer
+        head = self.network if inferer.head is None else inferer.head
+        label = torch.zeros_like(scan.label)
+        label[..., list(drawing.slices)] = scan.label[..., list(drawing.slices)]
+        annotated = range(label.shape[-1]) if drawing.finished else drawing.slices
+        encoded = inferer.matching.encode(label, lambda zs: [scan.features[z] for z in zs], head, annotated)
+        return inferer.matching.pool({organ: [encoded] for organ in encoded}, head)
+
+    def drawings_of(self, name: str, numbers: Sequence[int]) -> list[Drawing]:
+        """Return the drawings of a scan to compare.
+
+        Raises:
+            ValueError: If the config's matching does not describe slices.
+        """
+        scan, matching = self.scans[name], self.inferer.matching
+        if not isinstance(matching, SliceMatching):
+            raise ValueError(f"slices are suggested by SliceMatching alone, matching is {type(matching).__name__}.")
+        depth = scan.label.shape[-1]
+        order = slice_order(matching.describe(scan.features, range(depth), depth))
+        shown = torch.nonzero((scan.label[0] > 0).any(dim=0).any(dim=0)).flatten().tolist()
+        return list(drawings(shown, order, numbers))
+
+    def cases(self, fold: int, support: str, queries: Sequence[str], numbers: Sequence[int]) -> Iterator[Case]:
+        """Segment a fold's queries from each drawing of its annotated scan."""
+        for drawing in self.drawings_of(support, numbers):
+            drawn = self.drawn_support(support, drawing)
+            for query in queries:
+                yield Case(fold, drawing, query, self.compared(self.scans[query], drawn))
+
+
+def drawn_slices(
+    dataset_dir: str,
+    output_dir: str = "drawn_slices",
+    numbers: Sequence[int] = (1, 2, 3, 5),
+    folds: Sequence[int] = tuple(range(NUM_FOLDS)),
+    scans: int = 20,
+    configs: str | Sequence[str] = (),
+    **keys: Any,
+) -> None:
+    """Compare drawings on few and on many slices of a scan.
+
+    Args:
+        dataset_dir: Folder with images/ and labels/, every organ annotated.
+        output_dir: Where cases.csv and table.md go.
+        numbers: How many slices to draw on, such as [1,2,3].
+        folds: Which of the five folds.
+        scans: Use the first ones only.
+        configs: Overrides after configs/inference.yaml, by name or path, such as data_chaos_t2.
+        **keys: Any key of the config, such as --checkpoint model.pt.
+
+    Raises:
+        ValueError: If a number, a config or a key is wrong, or there are too few annotated scans.
+        FileNotFoundError: If there is no scan.
+    """
+    numbers, folds = ((value,) if isinstance(value, int) else tuple(value) for value in (numbers, folds))
+    check_positive_integers(scans=scans, **{f"numbers[{place}]": number for place, number in enumerate(numbers)})
+    files = config_paths("inference", configs)
+    refuse_unknown_keys(files, keys)
+    check_merged(files, keys)
+    annotated = [scan for scan in list_scans(str(dataset_dir)) if LABEL in scan][:scans]
+    parts = {fold: fold_of(annotated, fold, NUM_FOLDS) for fold in folds}
+    needed = [scan for scan in annotated if any(scan in [*queries, *support] for queries, support in parts.values())]
+    draftsman = Draftsman(parsed([str(path) for path in files], keys), needed)
+    found: list[Case] = []
+    for fold, (queries, support) in tqdm(parts.items(), desc="drawing", unit="fold"):
+        names = [scan_name(scan["image"]) for scan in queries]
+        found += draftsman.cases(fold, scan_name(support[0]["image"]), names, numbers)
+    _write(Path(output_dir), found)
+
+
+def _write(folder: Path, cases: Sequence[Case]) -> None:
+    rows = [[str(c.fold), c.drawing.name, str(len(c.drawing.slices)), c.scan, f"{c.dice:.4f}"] for c in cases]
+    write_csv(folder / "cases.csv", [["fold", "drawing", "slices", "scan", "dice"], *rows])
+    command = shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
+    text = table(cases, {"command": command, **versions()})
+    with written_whole(folder / "table.md") as unfinished:
+        unfinished.write_text(text)
+    print(f"{text}\ncases.csv and table.md in {folder}", flush=True)
+
+
+def table(cases: Sequence[Case], about: Mapping[str, str]) -> str:
+    """Return a row for each drawing: slices drawn, Dice of each fold and their mean."""
+    folds = sorted({case.fold for case in cases})
+    lines = ["# Drawn slices", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
+    lines += [f"| drawn | slices | Dice | {' | '.join(f'fold {fold}' for fold in folds)} |"]
+    lines += ["|" + " --- |" * (3 + len(folds))]
+    for name in dict.fromkeys(case.drawing.name for case in cases):
+        own = [case for case in cases if case.drawing.name == name]
+        means = [fmean(case.dice for case in own if case.fold == fold) for fold in folds]
+        slices = fmean(len(case.drawing.slices) for case in own)
+        lines += [f"| {name} | {slices:.1f} | {fmean(means):.3f} | {' | '.join(f'{mean:.3f}' for mean in means)} |"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,176 @@
+"""Annotated scans, encoded: kept in memory up to a size, and on disk under what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.inference import prototype_files
+from bundle.inference.organ_shapes import Shapes
+from bundle.transforms.annotated import AnnotatedSlices
+
+logger = logging.getLogger(__name__)
+
+MEMORY = 1 << 30
+"""Bytes of encoded scans that are kept in memory: with SliceMatching about 100 scans of 35 slices of 256 x 256."""
+
+KEPT_STATES = 3
+"""Files of one scan that are kept on disk: a label that was corrected leaves an old one behind."""
+
+
+@dataclass(frozen=True)
+class AnnotatedScan:
+    """What is remembered of an annotated scan.
+
+    Attributes:
+        encoded: What ``Matching.encode`` keeps; ``None`` for a finished label of the query itself.
+        shapes: Of its organs.
+        profile: Of its intensities, as ``intensity_profile`` gives it.
+        taken: Which of its slices are annotated; ``None`` if it came from a file of prototypes.
+        own: Whether it is the query itself.
+        left_out: Values of its label map that are no organ's.
+    """
+
+    encoded: Any
+    shapes: Shapes = field(default_factory=dict)
+    profile: Tensor = field(default_factory=lambda: torch.zeros(0))
+    taken: AnnotatedSlices | None = None
+    own: bool = False
+    left_out: tuple[int, ...] = ()
+
+
+class EncodedScans:
+    """Encoded scans in memory: those that were not used for longest are forgotten when they are too large together.
+
+    Args:
+        max_bytes: How large they may be.
+    """
+
+    def __init__(self, max_bytes: int = MEMORY) -> None:
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
+        """Return what was made before under this key, or make it.
+
+        Args:
+            key: What it is made from.
+            make: Makes it.
+            size: Tells how many bytes of the bound it takes; 0 for what is never forgotten.
+        """
+        if key not in self._kept:
+            made = make()
+            self._kept[key] = (made, size(made))
+        self._kept.move_to_end(key)
+        found, _ = self._kept[key]
+        self._forget_oldest()
+        return found
+
+    def _forget_oldest(self) -> None:
+        size = sum(size for _, size in self._kept.values())
+        for key in [key for key, (_, own) in self._kept.items() if own]:
+            if size <= self.max_bytes:
+                return
+            size -= self._kept.pop(key)[1]
+
+
+class PrototypeFolder:
+    """Encoded scans on disk, as files of prototypes that are found by what they were made from.
+
+    Args:
+        read: Reads a scan from a file, if it was made with this; raises a ``ValueError`` otherwise.
+        write: Writes a scan of this name to a file, with what it was made with.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Path, Mapping[str, Any]], AnnotatedScan],
+        write: Callable[[Path, str, AnnotatedScan, dict[str, Any]], None],
+    ) -> None:
+        self.read = read
+        self.write = write
+        self._hashes: dict[str, tuple[tuple[int, int], str]] = {}
+
+    def hash_of(self, file: str) -> str:
+        """Return a hash of a file's content; it is computed again when the file's size or time changes."""
+        status = os.stat(file)
+        stamp = (status.st_mtime_ns, status.st_size)
+        if file not in self._hashes or self._hashes[file][0] != stamp:
+            with open(file, "rb") as content:
+                self._hashes[file] = (stamp, hashlib.file_digest(content, "sha256").hexdigest())
+        return self._hashes[file][1]
+
+    def get(
+        self,
+        folder: str | Path | None,
+        name: str,
+        made_with: Callable[[], Mapping[str, Any]],
+        make: Callable[[], AnnotatedScan],
+    ) -> AnnotatedScan:
+        """Return a scan from its file, or make it and write the file.
+
+        Args:
+            folder: Where the files are; ``None``: nothing is read or written.
+            name: Of the scan; its files begin with it.
+            made_with: Tells everything that decides what is made.
+            make: Encodes the scan.
+        """
+        if folder is None or prototype_files.safetensors is None:
+            return make()
+        made_from = json.loads(json.dumps(made_with()))
+        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        path = Path(folder) / f"{name}-{key}.safetensors"
+        found = self._found(path, made_from)
+        if found is None:
+            found = make()
+            self._keep(path, name, found, made_from)
+        return found
+
+    def _found(self, path: Path, made_with: Mapping[str, Any]) -> AnnotatedScan | None:
+        if not path.is_file():
+            return None
+        try:
+            return self.read(path, made_with)
+        except ValueError as error:
+            logger.warning("%s The scan is encoded again.", error)
+            return None
+
+    def _keep(self, path: Path, name: str, scan: AnnotatedScan, made_with: dict[str, Any]) -> None:
+        if scan.encoded is None or not list(scan.encoded):
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.write(path, name, scan, made_with)
+            self._remove_old(path.parent, name)
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written (%s): a restarted server encodes the scan again.", path, error.strerror
+            )
+
+    def _remove_old(self, folder: Path, name: str) -> None:
+        own = [path for path in folder.glob("*.safetensors") if path.stem.rpartition("-")[0] == name]
+        for path in sorted(own, key=lambda path: path.stat().st_mtime_ns)[:-KEPT_STATES]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.nbytes for tensor in tensors.values())

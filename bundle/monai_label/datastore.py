@@ -1,0 +1,161 @@
+"""The server's datastore: its scans, the labels that were submitted, and what it remembers of organs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bundle.data.scans import IMAGE_SUFFIXES, scan_name
+from bundle.keys import IMAGE
+from bundle.monai_label.organs import known_organs, merged_entries, organ_name, with_new_entries
+
+# The server's part, where it runs: imported here and not in a call, because it takes the bundle off the path again.
+try:
+    from monailabel.datastore.local import LocalDatastore
+    from monailabel.interfaces.utils.app import app_instance
+except ImportError:
+    LocalDatastore = app_instance = None
+try:
+    import pydicom
+except ImportError:
+    pydicom = None  # type: ignore[assignment]
+
+ENTRIES = "organ_entries"
+"""In a scan's info: which entries its organs were given, by name."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A scan of the server with its label map.
+
+    Attributes:
+        image: The scan's file.
+        label: The label map's file.
+        names: Names of the values in the label map, as Slicer submits them; empty if it did not.
+        annotated: What was submitted with the label about its slices; ``None`` if nothing was.
+        entries: What the datastore remembers of organs with this scan.
+        scan: The scan's id in the datastore.
+    """
+
+    image: str
+    label: str
+    names: Mapping[int, str] = field(default_factory=dict)
+    annotated: str | None = None
+    entries: Mapping[str, int] = field(default_factory=dict)
+    scan: str = ""
+
+
+def submitted_annotations() -> list[Annotation]:
+    """Return the labels that were submitted to the server as final, in the order of their submission."""
+    store = _datastore()
+    if store is None:
+        studies = os.environ.get("MONAI_LABEL_STUDIES")
+        return _labels_of_folder(Path(studies)) if studies else []
+    infos = {scan: dict(store.get_label_info(scan, "final") or {}) for scan in _labeled(store)}
+    order = sorted(infos, key=lambda scan: (infos[scan].get("ts", 0), scan))
+    return [a for scan in order if Path((a := _annotation(store, scan, infos[scan])).label).is_file()]
+
+
+def _labeled(store: Any) -> list[str]:
+    """Return the ids of the scans with a final label.
+
+    An archive's own list is minutes old, and its labels' files are known by other ids: it is asked to fetch all labels
+    into its folder, and what lies there counts.
+    """
+    store.datalist()
+    return list(_local(store).get_labeled_images(store, "final"))
+
+
+def _local(store: Any) -> Any:
+    """Return the class whose methods tell of the datastore's folder."""
+    return LocalDatastore if LocalDatastore is not None and isinstance(store, LocalDatastore) else type(store)
+
+
+def _annotation(store: Any, scan: str, info: Mapping[str, Any]) -> Annotation:
+    segments = [item for item in info.get("label_info") or [] if "idx" in item and "name" in item]
+    label = str(_local(store).get_label_uri(store, scan, "final"))
+    names = {int(item["idx"]): str(item["name"]) for item in segments}
+    return Annotation(
+        image=str(store.get_image_uri(scan)),
+        label=label,
+        names=names or _names_of_segmentation(Path(label).parent / str(info.get("SeriesInstanceUID", ""))),
+        annotated=info.get("annotated"),
+        entries=(store.get_image_info(scan) or {}).get(ENTRIES) or {},
+        scan=scan,
+    )
+
+
+def _names_of_segmentation(folder: Path) -> dict[int, str]:
+    """Return the names of the segments of a DICOM segmentation that came from an archive; none if there is none."""
+    files = sorted(folder.glob("*.dcm"))
+    if not files or pydicom is None:
+        return {}
+    segments = pydicom.dcmread(files[0], stop_before_pixels=True).get("SegmentSequence", [])
+    return {int(segment.SegmentNumber): str(segment.SegmentLabel) for segment in segments}
+
+
+def organ_entries(annotations: Sequence[Annotation]) -> dict[str, int]:
+    """Return the ids of all organs by name; what an organ is given here is remembered with the data.
+
+    Args:
+        annotations: The server's annotated scans.
+    """
+    store = _datastore()
+    every = [scan.get(ENTRIES) or {} for scan in _image_infos(store)]
+    names = [organ_name(name) for a in annotations for _, name in sorted(a.names.items())]
+    given = with_new_entries(merged_entries([*every, *(a.entries for a in annotations)]), names)
+    for annotation in annotations:
+        own = {name: given[name] for name in map(organ_name, annotation.names.values()) if name in given}
+        if store is not None and not own.items() <= annotation.entries.items():
+            store.update_image_info(annotation.scan, {ENTRIES: {**annotation.entries, **own}})
+    return {**known_organs(), **given}
+
+
+def _image_infos(store: Any) -> list[Mapping[str, Any]]:
+    """Return what the datastore knows of each scan, the first one's first: a scan without a label may know an organ."""
+    return [] if store is None else [store.get_image_info(image) or {} for image in sorted(store.list_images())]
+
+
+def all_scans() -> list[str]:
+    """Return every scan of the server."""
+    store = _datastore()
+    if store is not None:
+        return [str(store.get_image_uri(image_id)) for image_id in sorted(store.list_images())]
+    return [scan[IMAGE] for scan in unlabeled_scans(os.environ.get("MONAI_LABEL_STUDIES"))]
+
+
+def _datastore() -> Any:
+    return None if app_instance is None else app_instance().datastore()
+
+
+def _labels_of_folder(studies: Path) -> list[Annotation]:
+    labels = {scan_name(path): path for path in (studies / "labels" / "final").glob("*") if path.is_file()}
+    images = {scan_name(path): path for path in _scans_of_folder(studies)}
+    return [Annotation(str(images[name]), str(labels[name])) for name in sorted(set(images) & set(labels))]
+
+
+def _scans_of_folder(studies: Path) -> list[Path]:
+    return sorted(path for path in studies.glob("*") if path.name.lower().endswith(IMAGE_SUFFIXES))
+
+
+def unlabeled_scans(studies: str | None) -> list[dict[str, str]]:
+    """Return every scan of the server's studies, for training: it hands over the annotated ones only."""
+    return [{IMAGE: str(path)} for path in _scans_of_folder(Path(studies))] if studies else []
+
+
+def training_mode(dataset_dir: str | None, alone: Mapping[str, Any], label_server: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training that the Train button of MONAI Label starts, or of any other one.
+
+    Args:
+        dataset_dir: Folder of scans; the server names none.
+        alone: Settings of a training that a command starts.
+        label_server: Those of one that the server starts.
+
+    Returns:
+        The settings, with ``studies``, the server's folder (``None`` without a server).
+    """
+    studies = None if dataset_dir else os.environ.get("MONAI_LABEL_STUDIES")
+    return {**(alone if studies is None else label_server), "studies": studies}

@@ -1,0 +1,1 @@
+"""The check against a real MONAI Label server."""
