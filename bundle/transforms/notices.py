@@ -23,8 +23,8 @@ VOLUME_FACTOR = 3.0
 MOST_DISTANT = 0.5
 """Distance of intensities above which a scan is unlike the annotated ones.
 
-Within a data set it stays below 0.2 in whole scans; with inverted contrast it is 0.75 where the histogram is not symmetric
-(docs/annotate_one.md).
+Within a data set it stays below 0.2 in whole scans; with inverted contrast it is 0.75 where the histogram is not
+symmetric (docs/annotate_one.md).
 """
 
 SAMPLES = 200_000
