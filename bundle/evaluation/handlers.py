@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
-from bundle.files import read_csv, safe_name, write_csv
+from bundle.files import read_csv, safe_name, write_csv, written_whole
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
@@ -113,9 +114,9 @@ class DiceTable:
 class SaveMasks:
     """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
-    The table has each organ's voxels, milliliters, quality and notices, where ``AssessScoresd`` found some. Quality and
-    notices of masks that an earlier run finished are those of its table, if it is there. An inference ends with a line
-    that says which masks to look at first.
+    The table has each organ's voxels, milliliters, quality and notices, where ``AssessScoresd`` found some. An
+    inference keeps quality and notices in ``quality/<scan>.json``, too, for the table of a resumed one. It ends with a
+    line that says which masks to look at first.
 
     A process alone writes the table after every scan; of several, the first writes it when all are done.
 
@@ -144,19 +145,21 @@ class SaveMasks:
         if self.resumption is not None:
             self.resumption.record()
             finished = self.resumption.finished
-            earlier = self._earlier()
             for name in (finished[index] for index in distributed.own_share(finished)):
                 mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
-                self._rows[name] = self._volumes(name, mask, earlier.get(name, {}))
+                self._rows[name] = self._volumes(name, mask, self._kept(name))
 
     def __call__(self, engine: Engine) -> None:
         """Write the scans of this iteration."""
         state: Any = engine.state
         for item in state.output:
             name, mask, source = name_of(item[IMAGE]), item[PRED], source_of(item[IMAGE])
+            doubts = doubts_of(mask, self.inferer.organ_names())
+            if self.resumption is not None:
+                self._keep(name, doubts)
             description = self.resumption.description(source) if self.resumption is not None else ""
             save_nifti(mask, self._path(name), like=source, description=description)
-            self._rows[name] = self._volumes(name, np.asarray(mask), doubts_of(mask, self.inferer.organ_names()))
+            self._rows[name] = self._volumes(name, np.asarray(mask), doubts)
         if distributed.alone():
             self._write([self._rows])
 
@@ -177,14 +180,17 @@ class SaveMasks:
         )
         return table
 
-    def _earlier(self) -> dict[str, dict[str, list[str]]]:
-        """Return quality and notices of the table that is there, by scan and organ."""
-        path, found = self.folder / "volumes.csv", dict[str, dict[str, list[str]]]()
-        header, *rows = read_csv(path) if path.is_file() else [[]]
-        for row in (dict(zip(header, cells, strict=True)) for cells in rows):
-            doubts = [row.get(column, "") for column in ("quality", "notice")]
-            found.setdefault(row["scan"], {})[row["organ"]] = doubts
-        return found
+    def _doubts_path(self, name: str) -> Path:
+        return self.folder / "quality" / f"{name}.json"
+
+    def _keep(self, name: str, doubts: Mapping[str, list[str]]) -> None:
+        """Write quality and notices beside the mask, for the table of a resumed inference."""
+        with written_whole(self._doubts_path(name)) as unfinished:
+            unfinished.write_text(json.dumps(doubts, indent=2) + "\n")
+
+    def _kept(self, name: str) -> dict[str, list[str]]:
+        path = self._doubts_path(name)
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.nii.gz"

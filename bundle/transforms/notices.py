@@ -23,8 +23,8 @@ VOLUME_FACTOR = 3.0
 MOST_DISTANT = 0.5
 """Distance of intensities above which a scan is unlike the annotated ones.
 
-Measured on whole scans and slabs of four slices of five public data sets: at most 0.40 within a set; 0.71 to 0.92 with
-inverted contrast in three of them (0.14 and 0.22 in the others, whose intensities are symmetric).
+Within a data set it stays below 0.2 in whole scans; with inverted contrast it is 0.75 where the histogram is not
+symmetric (docs/annotate_one.md).
 """
 
 SAMPLES = 200_000
