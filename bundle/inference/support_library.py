@@ -17,7 +17,7 @@ from monai.utils import ImageMetaKey
 from torch import Tensor
 
 from bundle.inference.matching import Features, Matching, Support
-from bundle.inference.organ_names import common_names, new_ids, unnamed
+from bundle.inference.organ_names import common_names, names_of_labels, new_ids, unnamed
 from bundle.inference.organ_shapes import OrganShape, Shapes, shapes_of
 from bundle.inference.prototype_files import (
     PrototypeRecord,
@@ -26,7 +26,7 @@ from bundle.inference.prototype_files import (
     write_prototypes,
 )
 from bundle.inference.slice_encoder import SliceEncoder, version_of
-from bundle.keys import IMAGE, LABEL
+from bundle.keys import IMAGE, LABEL, ORGAN_NAMES
 from bundle.networks.alpnet import ALPNet, PrototypeHead
 from bundle.provenance import describe, fingerprint
 from bundle.transforms.masks import plain
@@ -112,7 +112,8 @@ class SupportLibrary:
         if self.organs is not None:
             return dict(self.organs)
         shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
-        return common_names([record.organs for record in self._file_records()], sorted(shown))
+        named = names_of_labels([getattr(scan[LABEL], "meta", {}).get(ORGAN_NAMES, {}) for scan in self.scans()], shown)
+        return common_names([named, *(record.organs for record in self._file_records())], sorted(shown))
 
     def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
         """Put the annotated scans together, ready to score slices.
