@@ -59,9 +59,7 @@ def names_of_labels(labels: Sequence[Mapping[int, str]], shown: Iterable[int]) -
     named = dict(sorted(pairs, key=lambda pair: pair[1]))
     if len(named) < len(pairs) or len(set(named.values())) < len(pairs):
         told = ", ".join(f"{name}: {organ}" for name, organ in sorted(pairs))
-        raise ValueError(
-            f"an organ must have one name and one id in all label maps, got {told}. Renumber, or give organs."
-        )
+        raise ValueError(f"an organ must have one name and one id in all label maps, got {told}. Set organs.")
     return named
 
 
