@@ -50,3 +50,6 @@ INTENSITY_DISTANCE = "intensity_distance"
 
 NOTICES = "notices"
 """In the meta of scores: what makes masks doubtful, a list of sentences by organ id; id 0 is the whole scan."""
+
+ORGAN_NAMES = "organ_names"
+"""In the meta of a label map: the names of its ids, ``{id: name}``, where its file tells them."""

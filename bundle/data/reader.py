@@ -6,8 +6,9 @@ NIfTI is read by ``nifti.py``: a geometry rule of our own, checksums, no correct
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from bundle.data.declared import check_declared
 from bundle.data.geometry import check_affine
 from bundle.data.nifti import NIFTI_SUFFIXES, read_nifti, without_trailing_ones
+from bundle.keys import ORGAN_NAMES
 
 BROKEN_FILE = (
     *(RuntimeError, ValueError, OSError, EOFError, MemoryError),
@@ -67,10 +69,11 @@ class ScanReader(ImageReader):
             check_is_file(Path(img))
             _check_content(Path(img))
             is_nifti = img.lower().endswith(NIFTI_SUFFIXES)
-            values, affine = read_nifti(img) if is_nifti else _read_by_itk(img)
+            values, affine, names = (*read_nifti(img), {}) if is_nifti else _read_by_itk(img)
         except BROKEN_FILE as error:
             raise FileError(f"{img}: {in_words(error)}") from error
         return values, {
+            **({ORGAN_NAMES: names} if names else {}),
             MetaKeys.AFFINE: affine,
             MetaKeys.ORIGINAL_AFFINE: affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.array(values.shape[:3]),
@@ -101,7 +104,7 @@ def _check_content(path: Path) -> None:
         raise ValueError("this is Git LFS's pointer to the file, not the file. Fetch it with git lfs pull.")
 
 
-def _read_by_itk(path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_by_itk(path: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     if find_spec("itk") is None:
         raise ValueError("this format is read by itk, which is not installed: pip install itk, or save it as .nii.gz.")
     check_declared(Path(path))
@@ -116,7 +119,18 @@ def _read_by_itk(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"a scan must hold one real number a voxel, got {channels}. Export it in gray values.")
     affine = to_affine_nd(3, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64))
     check_affine(affine)
-    return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C"), affine
+    return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C"), affine, segment_names(meta)
+
+
+def segment_names(meta: Mapping[Any, Any]) -> dict[int, str]:
+    """Return the names of a label map's ids, as 3D Slicer writes them into the header of a segmentation."""
+    found = {}
+    for key, name in meta.items():
+        match = re.fullmatch(r"Segment(\d+)_Name", str(key))
+        value = str(meta.get(f"Segment{match[1]}_LabelValue", "")) if match else ""
+        if value.isdecimal() and str(name).strip():
+            found[int(value)] = str(name).strip()
+    return found
 
 
 def load_volume(path: str | Path) -> torch.Tensor:

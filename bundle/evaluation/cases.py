@@ -25,7 +25,8 @@ from bundle.files import read_csv, safe_name, write_csv
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.provenance import versions
-from bundle.transforms.volumes import restore_grid, whole_ids
+from bundle.transforms.checks import whole_ids
+from bundle.transforms.volumes import restore_grid
 
 COLUMNS = (
     *("dataset", "method", "setting", "group", "fold", "seed", "support", "scan", "organ", "protocol"),

@@ -45,6 +45,24 @@ def common_names(files: Sequence[Mapping[str, int]], label_ids: Iterable[int] = 
     return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
+def names_of_labels(labels: Sequence[Mapping[int, str]], shown: Iterable[int]) -> dict[str, int]:
+    """Return the names and ids of organs that the files of label maps tell.
+
+    Args:
+        labels: The names of the ids in each label map; empty where its file tells none.
+        shown: Ids to name.
+
+    Raises:
+        ValueError: If label maps give one name to two ids, or two names to one.
+    """
+    pairs = {(name, organ) for names in labels for organ, name in names.items() if organ in set(shown)}
+    named = dict(sorted(pairs, key=lambda pair: pair[1]))
+    if len(named) < len(pairs) or len(set(named.values())) < len(pairs):
+        told = ", ".join(f"{name}: {organ}" for name, organ in sorted(pairs))
+        raise ValueError(f"an organ must have one name and one id in all label maps, got {told}. Set organs.")
+    return named
+
+
 def new_ids(of_file: Mapping[str, int], wanted: Mapping[str, int]) -> dict[int, int]:
     """Return which id each organ of a file gets.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from bundle.data.scans import scan_name
 from bundle.inference.encoded_scans import AnnotatedScan, EncodedScans, PrototypeFolder, size_of
 from bundle.inference.matching import Features, Matching, Support
-from bundle.inference.organ_names import common_names, new_ids, unnamed
+from bundle.inference.organ_names import common_names, names_of_labels, new_ids, unnamed
 from bundle.inference.organ_shapes import OrganShape, shapes_of
 from bundle.inference.prototype_files import (
     PrototypeRecord,
@@ -28,7 +28,7 @@ from bundle.inference.prototype_files import (
     write_prototypes,
 )
 from bundle.inference.slice_encoder import SliceEncoder, version_of
-from bundle.keys import IMAGE, LABEL
+from bundle.keys import IMAGE, LABEL, ORGAN_NAMES
 from bundle.networks.alpnet import ALPNet, PrototypeHead
 from bundle.provenance import describe, fingerprint
 from bundle.transforms.annotated import (
@@ -108,7 +108,8 @@ class SupportLibrary:
         if self.organs is not None:
             return dict(self.organs)
         shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
-        return common_names([record.organs for record in self._file_records()], sorted(shown))
+        named = names_of_labels([getattr(scan[LABEL], "meta", {}).get(ORGAN_NAMES, {}) for scan in self.scans()], shown)
+        return common_names([named, *(record.organs for record in self._file_records())], sorted(shown))
 
     def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
         """Put the annotated scans together, ready to score slices.

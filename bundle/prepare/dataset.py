@@ -29,7 +29,8 @@ from bundle.keys import IMAGE, LABEL
 from bundle.prepare.recipes import Recipe
 from bundle.prepare.sources import Source, SourceScan
 from bundle.provenance import changes, content_hash, digest
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, Data
+from bundle.transforms.checks import CheckLabeld, CheckVolumed
+from bundle.transforms.volumes import Data
 
 RECORD = "dataset.json"
 FOLDERS = {IMAGE: "images", LABEL: "labels"}

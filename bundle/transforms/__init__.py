@@ -1,6 +1,7 @@
 """Transforms: files to volumes, volumes to slices, slices to superpixels and views, scores to masks."""
 
 from bundle.transforms.augmentation import Augmentation
+from bundle.transforms.checks import CheckLabeld, CheckVolumed
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
 from bundle.transforms.padding import CropPaddingd
@@ -11,7 +12,7 @@ from bundle.transforms.refinement import (
     SmoothAcrossSlicesd,
 )
 from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
+from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
     "AssessScoresd",

@@ -14,7 +14,7 @@ import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 
 from bundle.data import reader
-from bundle.data.reader import FileError, ScanReader, in_words, load_volume
+from bundle.data.reader import FileError, ScanReader, in_words, load_volume, segment_names
 from tests.data.headers import QFORM, SFORM, nifti_bytes, noise, with_sizes, write_bytes
 
 HAS_ITK = importlib.util.find_spec("itk") is not None
@@ -47,6 +47,21 @@ def test_other_formats_lie_where_their_headers_say(tmp_path: Path, name: str) ->
     np.testing.assert_array_equal(volume.numpy(), noise())
     # Left and back are the negative of right and front.
     np.testing.assert_allclose(volume.affine, [[-3, 0, 0, 20], [0, 4, 0, -30], [0, 0, 5, 7], [0, 0, 0, 1]])
+
+
+SEGMENTS = "Segment0_Name:=left kidney\nSegment0_LabelValue:=4\nSegment1_Name:=liver\nSegment1_LabelValue:=1\n"
+
+
+@needs_itk
+def test_the_names_of_slicers_segments_come_with_the_label_map(tmp_path: Path) -> None:
+    head = NRRD.format(encoding="raw").replace("\n\n", f"\n{SEGMENTS}\n")
+    label = LoadImage(reader=ScanReader)(write_bytes(tmp_path / "a.seg.nrrd", head.encode() + VOXELS))
+    assert label.meta["organ_names"] == {4: "left kidney", 1: "liver"}
+
+
+def test_segments_without_a_name_or_a_number_are_none() -> None:
+    meta = {"Segment0_Name": " ", "Segment0_LabelValue": "1", "Segment1_Name": "liver", "Segment1_LabelValue": "x"}
+    assert segment_names(meta | {"Segment2_Name": "spleen", "Segment_Name": "a"}) == {}
 
 
 @pytest.mark.parametrize("name", OTHER_FORMATS)

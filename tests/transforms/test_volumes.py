@@ -18,8 +18,9 @@ from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
 from bundle.data import ScanReader
+from bundle.transforms.checks import CheckLabeld, CheckVolumed
 from bundle.transforms.padding import CropPaddingd
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
+from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 
 SHAPE = (36, 44, 12)
 BLOCK = (slice(9, 25), slice(14, 35), slice(3, 8))  # off-center along every axis
@@ -324,6 +325,14 @@ def test_a_size_that_is_not_two_numbers_of_at_least_16_is_refused(size: tuple[in
 def test_a_spacing_that_is_not_three_sizes_is_refused(spacing: Sequence[float]) -> None:
     with pytest.raises(ValueError, match=r"spacing must be \(row, column, slice\) in mm, each above 0 or -1"):
         FitSlicesd("image", spacing=spacing)
+
+
+def test_a_wrong_voxel_size_does_not_fill_the_memory() -> None:
+    volume = MetaTensor(torch.rand(1, 20, 24, 7), affine=torch.diag(torch.tensor([3000.0, 3.0, 5.0, 1.0])).double())
+    with pytest.raises(
+        ValueError, match=r"at most 4096 voxels along each axis, got \[57001, 70, 7\] of \[1\.0, 1\.0, 5"
+    ):
+        FitSlicesd("image", size=(32, 48), spacing=(1.0, 1.0, -1))({"image": volume})
 
 
 def test_an_unknown_word_for_the_spacing_is_refused() -> None:

@@ -1,0 +1,148 @@
+"""What is taken as a scan and as its label map, and what is refused in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from torch import Tensor
+
+Data = dict[Hashable, Any]
+
+MAX_ORGAN = 32767
+"""Largest organ id of a label map: masks are uint8, or int16 where an id needs it."""
+
+
+MAX_ORGANS = 255
+"""Most organs of a label map: one with more values is an image."""
+
+NEAR_WHOLE = 1e-3
+"""How far an organ id may be from a whole number; files that were scaled or stored as floats round."""
+
+
+class CheckVolumed(MapTransform):
+    """Refuse what is not an image volume: each ``data[key]`` must be ``(1, H, W, Z)``, finite and not constant.
+
+    Args:
+        keys: Image volumes, as loaded and channel first.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` as it is.
+
+        Raises:
+            ValueError: If a volume is not 3-D, has one slice only, holds NaN or inf, or is constant.
+        """
+        for key in self.key_iterator(data):
+            volume = data[key]
+            check_shape(volume)
+            if not bool(torch.isfinite(volume).all()):
+                bad = int((~torch.isfinite(volume)).sum())
+                raise ValueError(f"every voxel must be a finite number, got {bad} NaN or inf. Repair the file.")
+            if bool(volume.min() == volume.max()):
+                raise ValueError(f"the image is constant, every voxel is {float(volume.min()):g}: nothing to segment.")
+        return dict(data)
+
+
+class CheckLabeld(MapTransform):
+    """Refuse a label map that is not one, or that does not lie on its image's grid.
+
+    Args:
+        keys: Label maps, as loaded and channel first.
+        image_key: The image that the label belongs to.
+        tolerance: How far corresponding voxels may lie apart, mm.
+        may_be_empty: Take a label map without an organ, as a scan that was annotated and shows none has.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, image_key: str = "image", tolerance: float = 0.1, may_be_empty: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key = image_key
+        self.tolerance = tolerance
+        self.may_be_empty = may_be_empty
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Data:
+        """Return ``data`` with its labels in whole numbers.
+
+        Raises:
+            ValueError: If a label has another shape or affine than its image, holds fractions or negative
+                numbers, or more than 255 organs, or is empty.
+        """
+        result = dict(data)
+        for key in self.key_iterator(data):
+            label, image = data[key], data[self.image_key]
+            check_shape(label)
+            if label.shape != image.shape:
+                raise ValueError(
+                    f"a label must have its image's shape {tuple(image.shape[1:])}, got {tuple(label.shape[1:])}. "
+                    "Are the two files of the same scan?"
+                )
+            self._check_affine(label, image)
+            result[key] = whole_ids(label)
+            self._check_organs(torch.unique(result[key]))
+        return result
+
+    def _check_organs(self, ids: Tensor) -> None:
+        if ids.numel() == 1 and ids[0] == 0 and not self.may_be_empty:
+            raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
+        if ids.max() > MAX_ORGAN:
+            raise ValueError(f"organ ids must be at most {MAX_ORGAN}, got {int(ids.max())}. Renumber the organs.")
+        if ids.numel() - 1 > MAX_ORGANS:
+            raise ValueError(
+                f"a label map must hold at most {MAX_ORGANS} organs, got {ids.numel()} different values. "
+                "Is it an image and no label map?"
+            )
+
+    def _check_affine(self, label: Any, image: Any) -> None:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[1:]], [1])).reshape(4, -1)
+        apart = np.abs((np.asarray(label.affine) - np.asarray(image.affine)) @ corners).max()
+        if apart > self.tolerance:
+            raise ValueError(
+                f"a label must lie where its image lies, but their affines place the corners {apart:.1f} mm apart "
+                f"(at most {self.tolerance} mm). Resample the label to the image, or repair its header."
+            )
+
+
+def whole_ids(label: Tensor) -> Tensor:
+    """Return a label map in whole numbers: what is off by 0.001 at most is rounded.
+
+    Args:
+        label: Organ ids, any shape.
+
+    Raises:
+        ValueError: If it holds fractions, negative numbers, NaN or inf.
+    """
+    whole = label.round()
+    if not bool(((label - whole).abs() <= NEAR_WHOLE).all()) or bool((whole < 0).any()):
+        raise ValueError(
+            f"a label map must hold whole organ ids from 0, got values such as {torch.unique(label)[:6].tolist()}. "
+            "Save it as an integer label map, not as probabilities."
+        )
+    return whole
+
+
+def check_shape(volume: Tensor) -> None:
+    """Raise ``ValueError`` unless ``volume`` is ``(1, H, W, Z)`` with Z, H and W above 1."""
+    if volume.ndim != 4:
+        raise ValueError(
+            f"a scan must be a 3-D volume, got {volume.ndim - 1}-D data of shape {tuple(volume.shape[1:])}. "
+            "Stack the slices of a scan into one file."
+        )
+    if volume.shape[0] != 1:
+        raise ValueError(
+            f"a scan must be a 3-D volume with one value a voxel, got 4-D data: {volume.shape[0]} volumes of shape "
+            f"{tuple(volume.shape[1:])}. Split the file and give one volume."
+        )
+    if min(volume.shape[1:]) < 2:
+        raise ValueError(
+            f"a scan must have at least 2 voxels along each axis, got {tuple(volume.shape[1:])}. "
+            "A single slice is no volume."
+        )
