@@ -94,3 +94,10 @@ def test_transformers_is_not_imported_and_can_be() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["False", "imported"]
+
+
+@pytest.mark.parametrize("key", ["meta_file", "logging_file", "tracking"])
+def test_a_file_that_monai_would_go_on_without_is_refused(key: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["training", f"--{key}", "none.json"])
+    assert f"error: --{key} must be a file that is there, got 'none.json'." in str(stop.value.code)
