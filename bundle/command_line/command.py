@@ -16,7 +16,7 @@ from typing import Any
 
 from bundle.command_line.configs import read_config
 from bundle.command_line.errors import is_command
-from bundle.command_line.values import check_literals
+from bundle.command_line.values import check_literals, check_values, is_expression
 from bundle.command_line.words import nearest, read_words
 
 RUN_ARGUMENTS = {
@@ -99,6 +99,8 @@ def check_merged(files: Sequence[Path], keys: Mapping[str, Any]) -> None:
 
     config = merged(files, keys)
     check_literals(config)
+    if isinstance(config.get("device"), str) and not is_expression(config["device"]):
+        check_values(device=config["device"])
     check_components(config)
 
 

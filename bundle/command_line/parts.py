@@ -30,7 +30,7 @@ def merged(files: Sequence[Path], keys: Mapping[str, Any]) -> dict[str, Any]:
     """
     parser = ConfigParser({})
     contents = [(str(path), read_config(path)) for path in files]
-    text = json.dumps([content for _, content in contents], default=str)
+    text = json.dumps([*(content for _, content in contents), dict(keys)], default=str)
     for place, content in [*contents, ("the command", dict(keys))]:
         for key, value in content.items():
             _check_place(parser.get(), key, place, text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,17 @@ def _given_keys(name: str, words: Words) -> dict[str, Any]:
                 f"--{key} is chosen by {name} itself. Add config files with --configs <name or path>, or use "
                 "python -m monai.bundle run."
             )
+    for key in TAKEN_BY_MONAI:
+        value = keys.get(key)
+        if value is not None and not isinstance(value, Mapping) and value not in (False, "mlflow"):
+            _check_file(key, value)
     return keys
+
+
+def _check_file(key: str, value: Any) -> None:
+    """Refuse a file that is not there: MONAI goes on without some of them."""
+    if not isinstance(value, str) or not Path(value).is_file():
+        raise ValueError(f"--{key} must be a file that is there, got {value!r}. Correct the path, or leave it out.")
 
 
 def _keys_to_set(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""From a download to a folder that the configs read: ``python -m bundle.prepare``.
+"""From a download to a folder that the configs read: ``python -m bundle prepare``.
 
 sources    what was downloaded -> its scans and their files
 dicom      DICOM slices and PNG labels -> volumes whose affine is true

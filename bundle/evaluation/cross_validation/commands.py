@@ -72,6 +72,8 @@ class CrossValidation:
             jobs: Units at the same time; one a GPU, or one a core, if not said.
             **keys: Any key of the configs, such as --max_epochs 100.
         """
+        for key in {"fold", "seed"} & set(keys):
+            raise ValueError(f"--{key} is set by each unit of a cross-validation. Choose with --{key}s, such as [0,1].")
         root = Path(output_dir)
         names = configs.split(",") if isinstance(configs, str) else list(configs)
         trained = None if weights_of is None else Path(weights_of)
