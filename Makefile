@@ -38,6 +38,10 @@ test-matrix: $(READY)
 	done
 	sh tools/matrix.sh 3.10 $(VENV)/oldest.txt oldest
 
+# What goes into MONAI's model zoo, in zoo/.
+zoo: $(READY)
+	$(BIN)/python tools/make_zoo.py zoo
+
 # A wheel and an sdist, in dist/.
 dist: $(READY)
 	rm -rf build dist
