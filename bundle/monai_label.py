@@ -250,7 +250,7 @@ class AnswerOfLabeld(MapTransform):
 
 def known_organs() -> dict[str, int]:
     """Return the names and ids of the organs that the server offers, from the metadata."""
-    channels = json.loads(METADATA.read_text())["network_data_format"]["outputs"]["pred"]["channel_def"]
+    channels = json.loads(METADATA.read_text(encoding="utf-8"))["network_data_format"]["outputs"]["pred"]["channel_def"]
     return {name.lower(): int(organ) for organ, name in channels.items() if name.lower() != "background"}
 
 

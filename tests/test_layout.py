@@ -43,7 +43,7 @@ ALLOWED = {
 def imported_rooms(path: Path) -> set[str]:
     """Return the rooms of ``bundle`` that a module imports."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -57,6 +57,23 @@ def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
         return
     room = path.relative_to(PACKAGE).with_suffix("").parts[0]
     assert imported_rooms(path) - {room} <= ALLOWED[room]
+
+
+def opened_without_encoding(path: Path) -> list[int]:
+    """Return the lines that read or write text in whatever encoding the system has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            text = ast.unparse(node)
+            opens = node.func.attr == "open" and not re.search(r"Image\.open|nibabel|'[rwa]b'|encoding=", text)
+            if opens or (node.func.attr in ("read_text", "write_text") and "encoding=" not in text):
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_text_is_read_and_written_as_utf_8(path: Path) -> None:
+    assert opened_without_encoding(path) == []
 
 
 def test_the_two_metadata_files_are_equal() -> None:

@@ -237,7 +237,7 @@ def normalization(statistics_file: str | None) -> str:
             f"no intensity statistics at {statistics_file}. Training on CT writes them beside model.pt; copy that "
             "file, too."
         )
-    numbers = json.loads(Path(statistics_file).read_text())
+    numbers = json.loads(Path(statistics_file).read_text(encoding="utf-8"))
     return f"{first} {numbers['mean']}, divided by {numbers['std']}, mean and standard deviation of the training set"
 
 

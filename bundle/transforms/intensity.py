@@ -146,5 +146,5 @@ class Standardized(MapTransform):
                 f"no intensity statistics at {path}. Training on CT writes them beside model.pt; copy that file too, "
                 "or give the numbers as {'mean': .., 'std': ..}."
             )
-        numbers = json.loads(path.read_text())
+        numbers = json.loads(path.read_text(encoding="utf-8"))
         return float(numbers["mean"]), float(numbers["std"])
