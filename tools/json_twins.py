@@ -23,5 +23,5 @@ def twin_of(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for twin in TWINS:
-        text = json.dumps(twin_of(twin), indent=4, ensure_ascii=False)
+        text = json.dumps(twin_of(twin), indent=4)
         (CONFIGS / f"{twin}.json").write_text(text + "\n", encoding="utf-8")

@@ -48,7 +48,7 @@ def peak_megabytes() -> float:
     """Return the largest resident memory that this process ever had, MB of 10^6 bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # of Linux: ru_maxrss there begins with that of the process that started this one
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
     if sys.platform == "win32":
         return float(psutil.Process().memory_info().peak_wset) / 1e6
@@ -61,4 +61,4 @@ def peak_megabytes() -> float:
 def forget_peak() -> None:
     """Let ``peak_megabytes`` count from what is resident now, where the system can do that (Linux)."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

@@ -30,7 +30,7 @@ def about(seed: int, device: str) -> dict[str, str]:
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the name of the processor."""
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -49,7 +49,7 @@ def write_results(results: Sequence[Result], about: Mapping[str, str], folder: P
     text = markdown(results, about)
     write_csv(folder / "results.csv", long_form(results))
     with written_whole(folder / "table.md") as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
     with written_whole(folder / "plot.png") as unfinished:
         figure_of(results).savefig(unfinished, dpi=120)
     return text

@@ -77,7 +77,7 @@ def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further:
     configs = [read_config(path) for path in files]
     names = [{_top(key) for key in config} for config in configs]
     shipped = [path.resolve().parent == files[0].resolve().parent for path in files]
-    texts = [path.read_text() for path in files] + [str(value) for value in keys.values()]
+    texts = [path.read_text(encoding="utf-8") for path in files] + [str(value) for value in keys.values()]
     known = {*further, *_references(texts), *names[0]}
     known = known.union(*(mine for mine, ours in zip(names, shipped, strict=True) if ours))
     _refuse({_top(key) for key in keys} - known, known, "the command")

@@ -101,7 +101,7 @@ def _depth(error: BaseException) -> int:
 
 
 def is_command() -> bool:
-    """Tell whether this process is ``python -m monai.bundle``, ``python -m bundle`` or ``alpnet``, no host of us."""
+    """Tell whether this process is a command of MONAI or of the bundle, and no program that hosts us."""
     started = Path(sys.argv[0])
     return started.parts[-2:] == ("bundle", "__main__.py") or started.stem == "alpnet"
 

@@ -75,8 +75,9 @@ class Workflow:
 
     def _places(self, overrides: Sequence[Path]) -> dict[str, Any]:
         """Return where a command from any folder reads and writes: beside the package, and in the working folder."""
+        output_dir = read_config(config_path(self.first))["output_dir"].replace("@results_root", "'.'")
         taken = {key for path in overrides for key in read_config(path)}
-        places = {"bundle_root": str(ROOT), "results_root": "."}
+        places = {"bundle_root": str(ROOT), "output_dir": output_dir}
         return {key: place for key, place in places.items() if key not in taken}
 
 

@@ -201,7 +201,7 @@ def _in_npy(array: np.ndarray) -> memoryview:
 
 def _open(entry: Path) -> CachedScan:
     try:
-        numbers = json.loads((entry / "entry.json").read_text())
+        numbers = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         scan = CachedScan(entry, numbers["source"], numbers["mean"], numbers["variance"])
         if scan.image.shape != scan.superpixels.shape:  # both are opened here, where a damaged file is named
             raise ValueError(f"slices {scan.image.shape}, superpixels {scan.superpixels.shape}")

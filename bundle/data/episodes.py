@@ -216,7 +216,7 @@ def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple
 def _write_statistics(path: Path, mean: float, std: float) -> None:
     if distributed.is_first():
         with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps({"mean": mean, "std": std}))
+            unfinished.write_text(json.dumps({"mean": mean, "std": std}), encoding="utf-8")
     idist.barrier()  # nobody reads it before
 
 

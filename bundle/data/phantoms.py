@@ -90,7 +90,7 @@ def _write_phantoms(folder: Path, wanted: PhantomSettings, record: Mapping[str, 
         unfinished.mkdir()
         for number in range(wanted.unlabeled + wanted.labeled):
             _write_scan(unfinished, number, wanted)
-        (unfinished / "dataset.json").write_text(json.dumps(record))
+        (unfinished / "dataset.json").write_text(json.dumps(record), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
 
@@ -100,7 +100,7 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         return {}
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     return record if isinstance(record, dict) else {}
 
 

@@ -220,7 +220,7 @@ def annotation_order(
     write_csv(folder / "cases.csv", _rows(steps))
     text = _table(steps, {"command": shlex.join(["python", "-m", "bundle", *sys.argv[1:]])})
     with written_whole(folder / "table.md") as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
     with written_whole(folder / "curves.png") as unfinished:
         _figure(steps).savefig(unfinished, dpi=120)
     print(f"{text}\ncases.csv, table.md and curves.png in {folder}", flush=True)

@@ -72,7 +72,7 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
     with written_whole(path) as unfinished:
         unfinished.write_bytes(safetensors.torch.save(tensors, metadata={"record": text}))
     with written_whole(path.with_suffix(".json")) as unfinished:
-        unfinished.write_text(text + "\n")
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def read_prototypes(

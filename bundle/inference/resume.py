@@ -74,13 +74,13 @@ class Resumption:
         """Write what the masks are made with; the first process does it for all."""
         if distributed.is_first():
             with written_whole(self.path) as unfinished:
-                unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n")
+                unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n", encoding="utf-8")
 
     def _refuse_changes(self) -> None:
         if not self.path.is_file():
             logger.warning("there is no %s to resume from; starting with the first scan", self.path)
             return
-        if changed := changes(json.loads(self.path.read_text()), self.made_with):
+        if changed := changes(json.loads(self.path.read_text(encoding="utf-8")), self.made_with):
             raise ValueError(
                 f"the masks in {self.folder} were made with something else: {changed}. Set it back, choose another "
                 "output_dir, or set resume to false, which makes all masks anew."

@@ -138,9 +138,9 @@ class Dataset:
         """Write the record, unless it says so already; the folder is made if it is missing."""
         text = json.dumps(self._document(), indent=2) + "\n"
         path = self.folder / RECORD
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             with written_whole(path) as unfinished:
-                unfinished.write_text(text)
+                unfinished.write_text(text, encoding="utf-8")
 
     def summary(self) -> list[str]:
         """Return what there is, a line each: the scans, and the organs that some of them lack."""
@@ -157,7 +157,7 @@ class Dataset:
             self._refuse_other_content()
             return {}
         try:
-            present = json.loads(path.read_text())
+            present = json.loads(path.read_text(encoding="utf-8"))
             records = {record["name"]: record for record in present["scans"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no record of a prepared data set. Choose another --target.") from error

@@ -58,7 +58,7 @@ def expressions(config: Any) -> Iterator[str]:
 def test_no_expression_of_a_config_has_control_flow(path: Path) -> None:
     loops = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
     control = loops | ast.IfExp | ast.NamedExpr | ast.Lambda | ast.BoolOp
-    for expression in expressions(yaml.safe_load(path.read_text())):
+    for expression in expressions(yaml.safe_load(path.read_text(encoding="utf-8"))):
         assert not any(isinstance(node, control) for node in ast.walk(ast.parse(expression, mode="eval"))), expression
 
 

@@ -30,7 +30,7 @@ def fill(scan: dict[str, str], folder: Path, transform: Callable[[Any], Any] | N
 
 
 def calls(log: Path) -> int:
-    return len(log.read_text().splitlines())
+    return len(log.read_text(encoding="utf-8").splitlines())
 
 
 def entries(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ def truncated(path: Path) -> Path:
 
 
 def renamed_text(path: Path) -> Path:
-    path.write_text("patient 7, second visit: see the other folder\n" * 20)
+    path.write_text("patient 7, second visit: see the other folder\n" * 20, encoding="utf-8")
     return path
 
 

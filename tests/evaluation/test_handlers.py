@@ -69,7 +69,7 @@ def run(handler: Any, *outputs: list[dict[str, Any]], batches: list[Any] | None 
 
 
 def table(path: Path) -> list[list[str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))
 
 

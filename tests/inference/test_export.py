@@ -364,7 +364,7 @@ def test_a_folder_that_takes_no_file_is_refused_before_the_work(
 
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_up(path: Path, content: bytes) -> None:
-        path.write_text("half of it")
+        path.write_text("half of it", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file.ts").write_text("old")

@@ -110,7 +110,9 @@ def evaluator(scans: int) -> tuple[ScanEvaluator, list[Any]]:
     """An evaluator, and what happens in it: its events, and the numbers of its scans."""
     dataset, seen = Scans(scans), []
     loader = DataLoader(dataset, batch_size=1, sampler=distributed.own_share(dataset))
-    made = ScanEvaluator(torch.device("cpu"), loader, nn.BatchNorm2d(1), prepare_batch=PrepareScan())
+    made = ScanEvaluator(
+        device=torch.device("cpu"), val_data_loader=loader, network=nn.BatchNorm2d(1), prepare_batch=PrepareScan()
+    )
     made.inferer = lambda image, network, label: seen.append(int(image[0, 0, 0, 0]))
     for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
         made.add_event_handler(event, lambda engine, name: seen.append((name, engine.state.epoch)), event.name)

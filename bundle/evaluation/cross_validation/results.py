@@ -40,9 +40,9 @@ def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
     """
     if not path.is_file():
         with written_whole(path) as unfinished:
-            unfinished.write_text(json.dumps(described, indent=1))
+            unfinished.write_text(json.dumps(described, indent=1), encoding="utf-8")
         return
-    if changed := changes(json.loads(path.read_text())["settings"], described["settings"]):
+    if changed := changes(json.loads(path.read_text(encoding="utf-8"))["settings"], described["settings"]):
         raise ValueError(
             f"{path.parent} holds a cross-validation with other settings, and results must not be mixed: {changed}. "
             "Set them back, or choose another output_dir."
