@@ -18,13 +18,9 @@ from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
 from bundle.data import ScanReader
-<<<<<<< HEAD
-from bundle.transforms.padding import CropPaddingd
-from bundle.transforms.volumes import CheckLabeld, CheckVolumed, FitSlicesd, RestoreGridd, SliceLayoutd
-=======
 from bundle.transforms.checks import CheckLabeld, CheckVolumed
+from bundle.transforms.padding import CropPaddingd
 from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
->>>>>>> 65da6bd (docs/reliability.md; checks of scans and label maps in a module of their own; a wrong voxel size does not fill the memory)
 
 SHAPE = (36, 44, 12)
 BLOCK = (slice(9, 25), slice(14, 35), slice(3, 8))  # off-center along every axis
