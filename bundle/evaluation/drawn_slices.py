@@ -168,7 +168,7 @@ def _write(folder: Path, cases: Sequence[Case]) -> None:
     command = shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
     text = table(cases, {"command": command, **versions()})
     with written_whole(folder / "table.md") as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
     print(f"{text}\ncases.csv and table.md in {folder}", flush=True)
 
 

@@ -190,7 +190,7 @@ class SaveMasks:
 
     def _kept(self, name: str) -> dict[str, list[str]]:
         path = self._doubts_path(name)
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.nii.gz"

@@ -16,7 +16,7 @@ SPARE = "structure_"
 
 def known_organs() -> dict[str, int]:
     """Return the names and ids of the organs that the server offers, from the metadata."""
-    channels = json.loads(METADATA.read_text())["network_data_format"]["outputs"]["pred"]["channel_def"]
+    channels = json.loads(METADATA.read_text(encoding="utf-8"))["network_data_format"]["outputs"]["pred"]["channel_def"]
     return {organ_name(name): int(organ) for organ, name in channels.items() if name.lower() != "background"}
 
 
