@@ -34,8 +34,8 @@ class CaseMetrics:
         hd95_mm: 95th percentile of the distances between the surfaces, mm; NaN if missed.
         precision: Share of the predicted voxels that are the organ's; NaN if missed.
         recall: Share of the organ's voxels that were predicted.
-        fp_outside_ml: Volume predicted in slices that do not show the organ, milliliters. The paper's protocol
-            never looks there.
+        fp_outside_ml: Volume predicted before the organ's first slice or after its last, milliliters. The paper's
+            protocol never looks there. Slices between the two count as inside, whether they show the organ or not.
     """
 
     status: Status
@@ -68,8 +68,8 @@ def case_metrics(
         raise ValueError(f"the tolerance of the surface Dice must be above 0 mm, got {tolerance}.")
     predicted, true = prediction.bool(), truth.bool()
     in_plane = [axis for axis in range(3) if axis != slice_axis]
-    outside = predicted.sum(dim=in_plane)[~true.any(dim=in_plane[1]).any(dim=in_plane[0])].sum()
-    fp_outside_ml = float(outside) * math.prod(spacing) / 1000
+    outside = ~_extent(true.any(dim=in_plane[1]).any(dim=in_plane[0]))
+    fp_outside_ml = float(predicted.sum(dim=in_plane)[outside].sum()) * math.prod(spacing) / 1000
     if not true.any():
         nothing = dict.fromkeys(("dice", "nsd", "hd95_mm", "precision", "recall"), math.nan)
         return CaseMetrics("absent", fp_outside_ml=fp_outside_ml, **nothing)
@@ -88,6 +88,11 @@ def case_metrics(
         recall=float(compute_confusion_matrix_metric("recall", counts)),
         fp_outside_ml=fp_outside_ml,
     )
+
+
+def _extent(shown: Tensor) -> Tensor:
+    """Return for each slice whether it lies between the first and the last that show the organ, both included."""
+    return (shown.cumsum(dim=0) > 0) & (shown.flip(0).cumsum(dim=0).flip(0) > 0)
 
 
 def _box(mask: Tensor) -> tuple[slice, ...]:

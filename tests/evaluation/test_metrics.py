@@ -74,6 +74,12 @@ def test_false_positives_outside_the_extent_are_counted_in_ml() -> None:
     assert compare(prediction).recall == 1.0
 
 
+def test_a_slice_inside_the_extent_that_skips_the_organ_is_not_outside() -> None:
+    truth = mask((slice(5, 9), slice(5, 9), slice(2, 4)), (slice(5, 9), slice(5, 9), slice(6, 8)))
+    prediction = mask((slice(5, 7), slice(5, 7), slice(1, 9)))  # slices 1 and 8 lie outside, 4 and 5 between
+    assert compare(prediction, truth).fp_outside_ml == pytest.approx(2 * 4 * 10 / 1000)
+
+
 def test_an_organ_that_is_not_there_has_no_dice() -> None:
     found = compare(CUBE, mask())
     assert found.status == "absent"
