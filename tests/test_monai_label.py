@@ -274,13 +274,13 @@ def test_segments_of_a_dicom_segmentation_keep_their_names(tmp_path: Path) -> No
     pydicom = pytest.importorskip("pydicom")
     segmentation = pydicom.Dataset()
     segmentation.SegmentSequence = [pydicom.Dataset(), pydicom.Dataset()]
-    for number, (segment, name) in enumerate(
-        zip(segmentation.SegmentSequence, ("Liver", "cyst"), strict=True), start=1
-    ):
+    for number, name in enumerate(("Liver", "cyst"), start=1):
+        segment = segmentation.SegmentSequence[number - 1]
         segment.SegmentNumber, segment.SegmentLabel = number, name
+    segmentation.SOPClassUID, segmentation.SOPInstanceUID = pydicom.uid.SegmentationStorage, pydicom.uid.generate_uid()
     segmentation.file_meta = pydicom.dataset.FileMetaDataset()
     segmentation.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    pydicom.dcmwrite(tmp_path / "one.dcm", segmentation, implicit_vr=False, little_endian=True)
+    pydicom.dcmwrite(tmp_path / "one.dcm", segmentation, enforce_file_format=True)
     assert datastore._names_of_segmentation(tmp_path) == {1: "Liver", 2: "cyst"}
     assert datastore._names_of_segmentation(tmp_path / "nothing") == {}
 
