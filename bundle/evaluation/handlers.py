@@ -186,7 +186,7 @@ class SaveMasks:
     def _keep(self, name: str, doubts: Mapping[str, list[str]]) -> None:
         """Write quality and notices beside the mask, for the table of a resumed inference."""
         with written_whole(self._doubts_path(name)) as unfinished:
-            unfinished.write_text(json.dumps(doubts, indent=2) + "\n")
+            unfinished.write_text(json.dumps(doubts, indent=2) + "\n", encoding="utf-8")
 
     def _kept(self, name: str) -> dict[str, list[str]]:
         path = self._doubts_path(name)

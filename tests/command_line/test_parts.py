@@ -14,9 +14,10 @@ TRAIN = [config_path("train")]
 
 
 def test_keys_are_merged_as_monai_does() -> None:
-    config = merged(TRAIN, {"train#trainer#max_epochs": 3, "organs::heart": 9, "+organs": {"lung": 8}})
+    organs = {"organs": {"liver": 1}, "organs::heart": 9, "+organs": {"lung": 8}}
+    config = merged(TRAIN, {"train#trainer#max_epochs": 3, **organs})
     assert config["train"]["trainer"]["max_epochs"] == 3
-    assert config["organs"] == {"liver": 1, "kidneys": 2, "spleen": 3, "heart": 9, "lung": 8}
+    assert config["organs"] == {"liver": 1, "heart": 9, "lung": 8}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,18 @@ import yaml
 from bundle.command_line.configs import ROOT, read_config
 from bundle.command_line.values import KINDS, check_literals, check_values, refuse_bare
 
-FREE = {"groups", "published", "intensity", "segmenter", "phantom", "mode", "weights", "dinov2"}
+FREE = {
+    "standardization",
+    "padding",
+    "groups",
+    "published",
+    "intensity",
+    "segmenter",
+    "phantom",
+    "mode",
+    "weights",
+    "dinov2",
+}
 """Keys at the top that are mappings, or checked where they are used."""
 
 

@@ -55,6 +55,11 @@ WORDS: list[str] = [
             "--device tpux", "--slice_batch a", "--parts#x 3", "--output_dir 5",
         )
     ),
+    "drawn_slices", "drawn_slices --dataset_dir nowhere", "drawn_slices scans",
+    *(
+        f"drawn_slices --dataset_dir scans {more}"
+        for more in ("--numbers x", "--folds 9", "--scans x", "--configs nope", "--max_epochs 3", "--output_dir 5")
+    ),
     "prepare chaos", "prepare chaos --source nowhere --target out", "prepare chaos --source scans --target out",
     "prepare btcv --source scans", "prepare btcv --source scans --target out",
     "prepare mscmr --source scans --target out",

@@ -14,6 +14,7 @@ from typing import Any
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
+from bundle.command_line.checks import refuse_missing_device
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import safe_name
@@ -125,6 +126,7 @@ class Workflow:
         check_merged([*paths, Path(EVALUATE)], self.keys)
         self.parser = _parsed(self.files, self.keys)
         self.evaluation = _parsed([*self.files, EVALUATE], self.keys)
+        refuse_missing_device(self.get("device", "cpu"))
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a key's value, resolved."""
