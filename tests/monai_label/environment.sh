@@ -10,7 +10,7 @@ pip install torch==2.13.0
 pip install "monai==1.6.1" "numpy<2" nibabel scikit-image scipy pyyaml fire pytorch-ignite tensorboard tqdm \
     itk-core itk-io SimpleITK pynrrd "pydicom<3" "pynetdicom<3" pydicom-seg "dicomweb-client[gcp]<0.60" \
     uvicorn fastapi python-multipart httpx pydantic pydantic-settings python-dotenv requests requests-toolbelt \
-    filelock safetensors psutil cachetools expiringdict expiring_dict watchdog schedule timeloop shapely \
+    filelock safetensors pandas psutil cachetools expiringdict expiring_dict watchdog schedule timeloop shapely \
     passlib bcrypt pyjwt google-auth girder-client
 # Without their requirements: those would bring CUDA, SAM2 and a dozen packages that this road does not touch.
 pip install --no-deps monailabel==0.8.5 torchvision==0.28.0
