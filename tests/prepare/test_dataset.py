@@ -148,7 +148,7 @@ def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(nibabel, "save", stop_in_the_middle)
-        assert run("nifti", source=source, target=target) == 1
+        assert run("nifti", source=source, target=target) == 130
     assert [scan["name"] for scan in record_of(target)["scans"]] == ["scan_1"]
     assert set(tree(target)) == {
         "dataset.json",
@@ -367,7 +367,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_sentence(
 
     monkeypatch.setattr(dataset, "save_nifti", fail)
     assert run("nifti", source=source, target=tmp_path / "target") == 1
-    assert said(capsys).startswith("error: [Errno 28] No space left on device")
+    assert said(capsys).startswith("error: a file cannot be written ([Errno 28] No space left on device). Free space")
 
 
 def test_an_id_above_255_is_kept(tmp_path: Path) -> None:
