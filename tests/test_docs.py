@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bundle.__main__ import VERBS
+
 ROOT = Path(__file__).parents[1]
 READ = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*READ, ROOT / "models" / "README.md", *sorted((ROOT / "docs" / "results").rglob("*.md"))]
@@ -95,6 +97,12 @@ def test_a_name_of_the_package_imports(page: Path) -> None:
 def test_a_name_of_the_newest_changes_imports_or_is_an_old_one_of_the_table() -> None:
     text = newest_changes()
     assert [name for name in sorted(names_in(text) - old_names(text)) if not imports(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_command_of_the_package_has_a_verb(page: Path) -> None:
+    verbs = re.findall(r"(?<![\w.])(?:python -m bundle|alpnet)[ .]([a-z_]+)", text_of(page))
+    assert [verb for verb in sorted(set(verbs)) if verb not in VERBS] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
