@@ -2,7 +2,9 @@
 
 import os
 
+FULL = os.environ.get("ALPNET_FAULTS") == "full"
+
 
 def trials(short: int, full: int) -> int:
     """Return how many trials to run: few with the other tests, all if the environment asks for it."""
-    return full if os.environ.get("ALPNET_FAULTS") == "full" else short
+    return full if FULL else short
