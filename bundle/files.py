@@ -6,6 +6,7 @@ import atexit
 import csv
 import errno
 import hashlib
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -166,6 +168,27 @@ def read_csv(path: Path) -> list[list[str]]:
     """Return the rows of a table that ``write_csv`` wrote, names as they were given."""
     with path.open(newline="", encoding="utf-8") as file:
         return [[cell[1:] if _QUOTED.match(cell) else cell for cell in row] for row in csv.reader(file)]
+
+
+def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the mapping that a JSON file holds.
+
+    Args:
+        path: The file.
+        advice: What to do about a file that cannot be used, for the message.
+        needed: Names that must be in it.
+
+    Raises:
+        ValueError: If the file is damaged, holds no mapping, or lacks a name.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): it is damaged. {advice}") from error
+    if not isinstance(found, dict) or not found.keys() >= set(needed):
+        names = f" with {', '.join(needed)}" if needed else ""
+        raise ValueError(f"{path} must hold a mapping{names}, got {str(found)[:80]!r}. {advice}")
+    return found
 
 
 def safe_name(name: str) -> str:

@@ -21,6 +21,7 @@ from bundle.files import (
     file_name,
     keep_alone,
     read_csv,
+    read_json,
     remove_abandoned,
     safe_name,
     write_csv,
@@ -238,3 +239,23 @@ def test_names_of_files_stay_as_they_are_where_they_can_and_differ_where_they_di
     for name in ("left_kidney", "Niere links", "左腎", "liver-2.1", ""):
         assert safe_name(name) == name
     assert len({safe_name(name) for name in ("a/b", "a_b", "a\\b", "a:b")}) == 4
+
+
+def test_a_json_file_is_its_mapping(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json", "Make it anew.", ["a"]) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"a\.json cannot be read as JSON \(.*\): it is damaged\. Make it anew\."),
+        ("[" * 100_000, r"a\.json cannot be read as JSON \(.*recursion.*\): it is damaged\. Make it anew\."),
+        ("[1]", r"a\.json must hold a mapping with a, got '\[1\]'\. Make it anew\."),
+        ('{"b": 1}', r"a\.json must hold a mapping with a, got .*\. Make it anew\."),
+    ],
+)
+def test_a_json_file_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "a.json", "Make it anew.", ["a"])

@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from bundle.files import alone_in, remove_abandoned, unfinished_prefix
+from bundle.files import alone_in, read_json, remove_abandoned, unfinished_prefix
 from bundle.provenance import changes, code_hash
 
 Modality = Literal["ct", "mr"]
@@ -100,8 +100,7 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         return {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record if isinstance(record, dict) else {}
+    return read_json(path, "Remove the folder, or choose another one.")
 
 
 def _settings(settings: dict[str, Any]) -> PhantomSettings:

@@ -18,7 +18,7 @@ from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
-from bundle.files import read_csv, safe_name, write_csv, written_whole
+from bundle.files import read_csv, read_json, safe_name, write_csv, written_whole
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
@@ -190,7 +190,8 @@ class SaveMasks:
 
     def _kept(self, name: str) -> dict[str, list[str]]:
         path = self._doubts_path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        again = "Remove it and the scan's mask; the next resume makes both again."
+        return read_json(path, again) if path.is_file() else {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.nii.gz"

@@ -93,7 +93,8 @@ def read_prototypes(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
         record = _record_of(json.loads(text))
         scans = _by_scan(tensors, len(record.scans))
-    except (safetensors.SafetensorError, json.JSONDecodeError, _DamagedError) as error:
+    # Of JSON: no text of it, a number of thousands of digits, or lists in lists without end.
+    except (safetensors.SafetensorError, ValueError, RecursionError, _DamagedError) as error:
         raise ValueError(
             f"{path} cannot be read as a file of prototypes ({error}). It may be truncated or damaged: copy it "
             "again, or make it again with `python -m bundle encoding`."

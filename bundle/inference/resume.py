@@ -14,10 +14,12 @@ from nibabel.filebasedimages import ImageFileError
 from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.scans import scan_name
-from bundle.files import written_whole
+from bundle.files import read_json, written_whole
 from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
 
 logger = logging.getLogger(__name__)
+
+ANEW = "Choose another output_dir, or set resume to false, which makes all masks anew."
 
 
 class Resumption:
@@ -80,7 +82,7 @@ class Resumption:
         if not self.path.is_file():
             logger.warning("there is no %s to resume from; starting with the first scan", self.path)
             return
-        if changed := changes(json.loads(self.path.read_text(encoding="utf-8")), self.made_with):
+        if changed := changes(read_json(self.path, ANEW), self.made_with):
             raise ValueError(
                 f"the masks in {self.folder} were made with something else: {changed}. Set it back, choose another "
                 "output_dir, or set resume to false, which makes all masks anew."

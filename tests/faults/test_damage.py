@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from bundle.data.phantoms import write_phantoms
+from bundle.evaluation.cross_validation.results import refuse_other_settings
 from bundle.inference.prototype_files import PrototypeRecord, read_prototypes, write_prototypes
+from bundle.inference.resume import Resumption
 from bundle.networks import ALPNet, ResNetEncoder, load_network
 from bundle.tensor_files import read_tensors
 from tests.faults import trials
@@ -166,6 +168,36 @@ def test_a_damaged_file_is_refused_in_a_sentence_or_gives_the_very_same_tensors(
     )
 
 
+def with_record(record: Any) -> bytes:
+    """Return the header of one tensor and a record."""
+    return json.dumps(
+        {"__metadata__": {"record": record}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    ).encode()
+
+
+def resume_inference(path: Path) -> None:
+    Resumption([], path.parent, resume=True)
+
+
+RECORDS: dict[str, Callable[[Path], object]] = {
+    "made_with.json": resume_inference,
+    "settings.json": lambda path: refuse_other_settings(path, {"settings": {}}),
+    "dataset.json": lambda path: write_phantoms(path.parent),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1]", b"\xff\xfe", b"[" * 200_000, b"9" * 5000])
+def test_a_damaged_record_beside_results_is_named_and_stays(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"^\S+{name} (cannot be read as JSON \(|must hold a mapping).*(Choose|choose)"
+    ):
+        RECORDS[name](tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == content
+
+
 HEADERS: dict[str, tuple[int | None, bytes]] = {
     "a header longer than any file": (1 << 62, b"{}"),
     "a header of 100 MB that is not there": (100_000_000, b"{}"),
@@ -177,9 +209,10 @@ HEADERS: dict[str, tuple[int | None, bytes]] = {
     "a shape that overflows": (None, b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}'),
     "a place before the file": (None, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}'),
     "a place beyond the file": (None, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4000,4004]}}'),
-    "a record without end": (None, json.dumps({"__metadata__": {"record": "[" * 200_000}}).encode()),
-    "a number of 5,000 digits": (None, json.dumps({"__metadata__": {"record": "9" * 5000}}).encode()),
-    "a record that is no text": (None, b'{"__metadata__":{"record":5}}'),
+    "a record without end": (None, with_record("[" * 200_000)),
+    "a number of 5,000 digits": (None, with_record("9" * 5000)),
+    "a format of 5,000 digits": (None, with_record('{"format": ' + "9" * 5000 + "}")),
+    "a record that is no text": (None, with_record(5)),
 }
 
 

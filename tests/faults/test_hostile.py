@@ -38,7 +38,7 @@ class Evil:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    write_phantoms(folder / "phantom", unlabeled=0, labeled=3, size=(64, 64, 6), noise=20.0)
+    write_phantoms(folder / "phantom", unlabeled=1, labeled=3, size=(64, 64, 6), noise=20.0)
     return folder
 
 
@@ -99,10 +99,10 @@ def cells(folder: Path) -> list[str]:
 
 
 def test_names_stay_words_in_pages_and_tables(study: Path, warm: Warm, tmp_path: Path) -> None:
-    names = {"phantom_00": "a", "phantom_01": TAG, "phantom_02": FORMULA.replace("/", "_")}
-    for part in ("images", "labels"):
+    names = {"phantom_00": "a", "phantom_01": "b", "phantom_02": TAG, "phantom_03": FORMULA.replace("/", "_")}
+    for part, shown in (("images", names), ("labels", dict(list(names.items())[1:]))):
         (tmp_path / "data" / part).mkdir(parents=True)
-        for old, new in names.items():
+        for old, new in shown.items():
             os.link(study / "phantom" / part / f"{old}.nii.gz", tmp_path / "data" / part / f"{new}.nii.gz")
     organs = {SCRIPT: 1, "=1+1": 2, "../../../up": 3}
     given = ["--dataset_dir", tmp_path / "data", "--output_dir", tmp_path / "out", "--organs", organs]
@@ -141,9 +141,9 @@ def test_a_link_in_place_of_a_mask_is_replaced_and_what_it_leads_to_stays(
 ) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "out" / "masks").mkdir(parents=True)
-    for name in ("phantom_01.nii.gz", "volumes.csv", "made_with.json"):
+    for name in ("phantom_02.nii.gz", "volumes.csv", "made_with.json"):
         (tmp_path / "out" / "masks" / name).symlink_to(tmp_path / "precious")
-    scan = "phantom_00.nii.gz"
+    scan = "phantom_01.nii.gz"
     support = ["--support_image", study / "phantom/images" / scan, "--support_label", study / "phantom/labels" / scan]
     warm.run("inference", "--dataset_dir", study / "phantom", "--output_dir", tmp_path / "out", *support, *SMALL)
     assert (tmp_path / "precious").read_text() == "precious"

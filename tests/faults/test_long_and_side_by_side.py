@@ -25,29 +25,31 @@ MEGABYTES = 1 << 20
 
 def many(folder: Path, count: int) -> list[Any]:
     """Write a folder of so many scans, and return the words that segment them from one of three phantoms."""
-    phantom = write_phantoms(folder / "phantom", unlabeled=0, labeled=3, size=(32, 32, 4), noise=20.0)
+    phantom = write_phantoms(folder / "phantom", unlabeled=1, labeled=2, size=(32, 32, 4), noise=20.0)
     (folder / "scans").mkdir()
     for number in range(count):
         os.link(phantom / "images" / f"phantom_{number % 3:02}.nii.gz", folder / "scans" / f"scan_{number:03}.nii.gz")
-    scan = "phantom_00.nii.gz"
+    scan = "phantom_01.nii.gz"
     support = ["--support_image", phantom / "images" / scan, "--support_label", phantom / "labels" / scan]
     return ["inference", "--dataset_dir", folder / "scans", "--output_dir", folder / "out", *support, *SMALL]
 
 
+def pages_of(process: int) -> int:
+    """Return the pages of memory that a process holds; 0 if it has ended."""
+    return int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1])
+
+
 def used(process: int, folder: Path) -> tuple[float, int, int]:
     """Return what a process holds now: megabytes of memory, open files, and temporary files in its folders."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     temporary = sum(path.name.startswith((".tmp-", "tmp", "pymp-")) for path in folder.rglob("*"))
-    return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTES, len(os.listdir(f"/proc/{process}/fd")), temporary
+    return pages_of(process) * os.sysconf("SC_PAGE_SIZE") / MEGABYTES, len(os.listdir(f"/proc/{process}/fd")), temporary
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what a process holds is read from Linux's /proc")
 def test_memory_open_files_and_temporary_files_stay_flat_over_many_scans(warm: Warm, tmp_path: Path) -> None:
     count, found = trials(40, 300), {}
     process = warm.start(*many(tmp_path, count))
-    while (
-        len(found) < 10_000 and f"/proc/{process}" and Path(f"/proc/{process}/statm").read_text() != "0 0 0 0 0 0 0\n"
-    ):
+    while pages_of(process):
         done = len(list((tmp_path / "out" / "masks").glob("scan_*")))
         found[done] = used(process, tmp_path)
         time.sleep(0.05)

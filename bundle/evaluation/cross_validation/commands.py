@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ from bundle.command_line.checks import check_positive_integers, switch
 from bundle.data.exclusion import checked_setting
 from bundle.data.scans import fold_of, list_scans
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
-from bundle.evaluation.cross_validation.results import described_by, refuse_other_settings, write_results
+from bundle.evaluation.cross_validation.results import described_by, read_settings, refuse_other_settings, write_results
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import alone_in
 
@@ -117,7 +116,7 @@ class CrossValidation:
         for root in roots:
             if not (root / "settings.json").is_file():
                 raise FileNotFoundError(f"{root} is no folder of a cross-validation: it has no settings.json.")
-        described = [json.loads((root / "settings.json").read_text(encoding="utf-8")) for root in roots]
+        described = [read_settings(root) for root in roots]
         found = [{**one["settings"], **one.get("values", {})} for one in described]
         shared = {key: value for key, value in found[0].items() if all(one.get(key) == value for one in found)}
         own = {

@@ -11,7 +11,7 @@ from bundle.evaluation.cases import picture_of, read_cases, write_cases
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Workflow
 from bundle.evaluation.report_page import write_report
 from bundle.evaluation.scores import NAMES, dice_table, markdown, metrics_table, numbers, quality_table
-from bundle.files import written_whole
+from bundle.files import read_json, written_whole
 from bundle.provenance import changes, digest, file_records, versions
 
 
@@ -32,6 +32,16 @@ def described_by(workflow: Workflow, scans: Sequence[Mapping[str, Any]], method:
     }
 
 
+def read_settings(root: Path) -> dict[str, Any]:
+    """Return what a cross-validation's folder tells of its settings.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    needed = ("settings", "versions", "published")
+    return read_json(root / "settings.json", "Choose another output_dir.", needed)
+
+
 def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
     """Write the settings of a new cross-validation; compare those of one that goes on.
 
@@ -42,7 +52,7 @@ def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps(described, indent=1), encoding="utf-8")
         return
-    if changed := changes(json.loads(path.read_text(encoding="utf-8"))["settings"], described["settings"]):
+    if changed := changes(read_settings(path.parent)["settings"], described["settings"]):
         raise ValueError(
             f"{path.parent} holds a cross-validation with other settings, and results must not be mixed: {changed}. "
             "Set them back, or choose another output_dir."
@@ -61,7 +71,7 @@ def write_results(
         settings: What the report says of configuration.
         with_pictures: Whether the report shows best, median and worst cases.
     """
-    described = [json.loads((root / "settings.json").read_text(encoding="utf-8")) for root in roots]
+    described = [read_settings(root) for root in roots]
     names = _told_apart(roots, [(one["settings"]["method"], one["settings"].get("setting")) for one in described])
     cases: list[dict[str, str]] = []
     pictures: dict[tuple[str, ...], Path] = {}

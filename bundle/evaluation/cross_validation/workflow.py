@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ from monai.bundle import ConfigParser
 from bundle.command_line.checks import refuse_missing_device
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
-from bundle.files import safe_name
+from bundle.files import read_json, safe_name
 from bundle.provenance import file_record
 
 PROTOCOLS = ("paper", "volume")
@@ -150,7 +149,7 @@ class Workflow:
         if self.weights_of is None:
             return self.steps
         path = self.weights_of / "settings.json"
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
+        settings = read_json(path, "Choose another weights_of.", ["settings"])["settings"] if path.is_file() else {}
         numbers = [str(settings.get(key)) for key in ("max_epochs", "epoch_length")]
         return math.prod(map(int, numbers)) if all(number.isdigit() for number in numbers) else None
 
