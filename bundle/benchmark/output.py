@@ -16,6 +16,8 @@ from bundle.distributed import available_cores
 from bundle.files import write_csv, written_whole
 from bundle.provenance import versions
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def about(seed: int, device: str) -> dict[str, str]:
     """Return what a benchmark is measured with and on, by name: command, seed, machine, versions."""
@@ -28,7 +30,7 @@ def about(seed: int, device: str) -> dict[str, str]:
     }
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor(cpuinfo: Path = CPUINFO) -> str:
     """Return the name of the processor."""
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -118,11 +118,14 @@ class SupportPixel:
         self._known: dict[str, float] = {}
 
     def __call__(self, data: Mapping[Any, Any]) -> float | None:
-        """Return the median over the annotated scans of a scan's entry, mm; ``None`` if no image can be read.
+        """Return the median over the annotated scans of a scan's entry, mm; ``None`` if there is no image to read.
 
-        What is wrong with an annotated scan is said where it is encoded.
+        What is wrong with the annotated scans is said where they are encoded; a ranking needs none.
         """
-        pixels = [self._pixel(scan) for scan in data.get(self.key) or self.support.data]
+        try:
+            pixels = [self._pixel(scan) for scan in data.get(self.key) or self.support.data]
+        except ValueError:
+            return None
         known = [pixel for pixel in pixels if pixel is not None]
         return median(known) if known else None
 

@@ -23,7 +23,7 @@ from bundle.inference.export import FORMATS, export, read_configs
 
 
 def encoder(
-    format: str = "onnx",  # noqa: A002, the option's name
+    format: str = "onnx",
     output: str | None = None,
     configs: Any = None,
     **keys: Any,
@@ -33,7 +33,7 @@ def encoder(
 
 
 def segmenter(
-    format: str = "onnx",  # noqa: A002, the option's name
+    format: str = "onnx",
     output: str | None = None,
     configs: Any = None,
     **keys: Any,

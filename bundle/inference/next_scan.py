@@ -80,14 +80,11 @@ def rank_by_similarity(glances: Mapping[str, Glance], samples: int = 1000) -> li
         cosine.
     """
     described = {name: _body_features(glance, samples) for name, glance in glances.items()}
-    scores = {
-        name: fmean(
-            float((features @ own.T).amax(dim=1).mean()) for other, features in described.items() if other != name
-        )
-        if len(described) > 1
-        else 1.0
-        for name, own in described.items()
-    }
+    scores = {}
+    for name, own in described.items():
+        others = [features for other, features in described.items() if other != name]
+        explained = [float((features @ own.T).amax(dim=1).mean()) for features in others]
+        scores[name] = fmean(explained) if explained else 1.0
     return sorted(scores.items(), key=lambda item: -item[1])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,13 +49,13 @@ class EpisodeLoss(nn.Module):
         """Return the weighted cross-entropy of ``logits (B, 2, H, W)`` against ``mask (B, 1, H, W)``."""
         weight = logits.new_tensor([self.background_weight, 1.0])
         # Each episode has its own normaliser, so that a batch is the mean of its episodes.
-        episodes = [
-            F.cross_entropy(one[None], target.long(), weight=weight)
-            if self.background_weight > 0 or bool(target.any())
-            else 0 * one.sum()  # no pixel has a weight, and their mean would be no number
-            for one, target in zip(logits, mask, strict=True)
-        ]
-        return sum(episodes, logits.new_zeros(())) / len(episodes)
+        losses = []
+        for one, target in zip(logits, mask, strict=True):
+            if self.background_weight > 0 or bool(target.any()):
+                losses.append(F.cross_entropy(one[None], target.long(), weight=weight))
+            else:  # no pixel has a weight, and their mean would be no number
+                losses.append(0 * one.sum())
+        return torch.stack(losses).mean()
 
 
 def alignment_loss(logits: Tensor, mask: Tensor) -> Tensor:

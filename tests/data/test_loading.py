@@ -179,3 +179,12 @@ def test_there_is_no_pixel_without_an_image_that_can_be_read(tmp_path: Path) -> 
     missing = {"image": str(tmp_path / "gone.nii.gz"), "label": str(tmp_path / "gone.nii.gz")}
     assert SupportPixel(ScanDataset([], LOAD))({}) is None
     assert SupportPixel(ScanDataset([missing], LOAD))({}) is None
+
+
+def test_where_no_scan_is_annotated_there_is_no_pixel_size_to_take() -> None:
+    """A ranking of scans that begins with none."""
+
+    def nothing() -> list[dict[str, str]]:
+        raise ValueError("no annotated scan was given")
+
+    assert SupportPixel(ScanDataset(nothing, LOAD))({}) is None
