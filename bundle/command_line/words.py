@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -61,6 +63,11 @@ def read_words(words: Sequence[str], texts: bool = False) -> Words:
 
     fire.Fire(take, command=list(words), name="bundle")
     return taken[0]
+
+
+def typed_command() -> str:
+    """Return this process's command as it is typed in a shell."""
+    return shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
 
 
 def _bare(words: Sequence[str]) -> Iterable[str]:

@@ -299,7 +299,7 @@ def test_a_mistake_inside_a_part_of_the_config_is_the_programs() -> None:
         (None, "device must be a name such as cpu or cuda:0, got None"),
         ("cuda", None),
         ("cuda:1", None),
-        ("cuda:2", "device cuda:2 is not there: GPUs that PyTorch sees: 2. Use --device cpu"),
+        ("cuda:2", "device cuda:2 does not exist: PyTorch sees 2 GPUs. Use --device cpu"),
         (torch.device("cpu"), None),
     ],
 )
