@@ -34,7 +34,9 @@ def test_the_peak_of_a_child_is_what_it_allocates_and_not_what_its_parent_holds(
 
 
 def test_a_child_that_fails_is_said_with_its_last_words() -> None:
-    with pytest.raises(ValueError, match=r"(?s)tests\.benchmark\.allocate ended with exit code 1.*failed on purpose"):
+    with pytest.raises(
+        ValueError, match=r"(?s)tests\.benchmark\.allocate must end with exit code 0, got 1.*failed on purpose"
+    ):
         run_child("tests.benchmark.allocate", {"fail": True}, threads=1)
 
 

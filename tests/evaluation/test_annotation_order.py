@@ -214,7 +214,7 @@ def test_a_label_map_without_the_organs_that_are_asked_for_is_named(study: Path,
     values = np.asarray(label.dataobj).copy()
     values[values == 1] = 0
     nibabel.save(nibabel.Nifti1Image(values, label.affine), path)
-    with pytest.raises(ValueError, match=rf"{path.name} shows none of the organs, on the network's grid"):
+    with pytest.raises(ValueError, match=rf"{path.name} shows none of the organs on the network's grid"):
         annotation_order(str(folder), str(tmp_path / "order"), 2, **SMALL, organs={"liver": 1})  # type: ignore[arg-type]
 
 

@@ -193,7 +193,7 @@ def test_another_process_writes_and_prints_no_case(
 
 def test_an_evaluation_without_a_scan_says_so(tmp_path: Path) -> None:
     inferer: Any = SimpleNamespace(organ_names=lambda: ORGANS, support_scans=list)
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="needs an annotated scan besides the support"):
         CaseTable(tmp_path / "cases.csv", inferer, CASE).report(Engine(lambda *_: None))
     assert not (tmp_path / "cases.csv").exists()
 

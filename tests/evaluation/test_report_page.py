@@ -216,7 +216,7 @@ def test_a_sentence_says_what_was_evaluated(tmp_path: Path) -> None:
     cases = [*scans("liver", "0", 0.5, 0.6), *scans("spleen", "1", 0.5, seed="8", protocol="volume")]
     assert (
         "alpnet segmented 2 organs in 3 scans of phantoms, over 2 folds and 2 seeds, under the protocols paper (the"
-        " organ's extent in the query is known) and volume (nothing is known of the query)."
+        " organ's extent in the query is known) and volume (nothing is known about the query)."
     ) in page(tmp_path, cases).text
 
 
@@ -243,10 +243,10 @@ def test_all_cases_are_listed_the_worst_first_and_the_absent_last(tmp_path: Path
 def test_what_all_cases_share_is_said_once_and_what_differs_has_a_column(tmp_path: Path) -> None:
     parsed = page(tmp_path, [case(0.5), case(0.4, seed="8", support="scan_9")])
     assert parsed.rows(2)[0][:5] == ["scan", "organ", "seed", "support", "status"]
-    assert "The same in all: dataset phantoms, method alpnet, setting 1, protocol paper, fold 0" in parsed.text
+    assert "The same in all cases: dataset phantoms, method alpnet, setting 1, protocol paper, fold 0" in parsed.text
 
 
-def test_the_telling_cases_have_their_pictures_as_jpeg(tmp_path: Path) -> None:
+def test_the_typical_cases_have_their_pictures_as_jpeg(tmp_path: Path) -> None:
     gray = {"scan_00": 100, "scan_01": 200, "scan_02": 50}
 
     def picture_of(one: Case) -> Path:
@@ -279,7 +279,7 @@ def test_a_missing_picture_is_said(tmp_path: Path, picture: Path | None) -> None
 def test_an_organ_that_no_scan_has_makes_a_page_too(tmp_path: Path) -> None:
     parsed = page(tmp_path, [case(None)], published={"1": {"liver": 70.0}})
     assert parsed.rows(0)[2] == ["alpnet", "1, paper", "-", "-", "-", "1", "1", "0 (0, 1)"]
-    assert "No case has any of the organs." in parsed.text
+    assert "No scan shows any of the organs." in parsed.text
 
 
 @pytest.mark.parametrize(("organs", "methods"), [(1, 1), (3, 2), (13, 1)])

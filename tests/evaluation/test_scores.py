@@ -17,7 +17,7 @@ from bundle.evaluation.scores import (
     quality_table,
     scores,
     series_of,
-    telling_cases,
+    typical_cases,
     unit_means,
 )
 
@@ -227,7 +227,7 @@ def test_the_other_metrics_have_a_row_for_each_organ_and_one_for_the_mean() -> N
 def test_the_best_the_median_and_the_worst_case_are_told_and_none_twice(
     dice: list[float | None], expected: list[tuple[str, float]]
 ) -> None:
-    told = telling_cases(numbers(scans("liver", "0", *dice)))
+    told = typical_cases(numbers(scans("liver", "0", *dice)))
     assert [(rank, found["dice"].item()) for rank, found in told] == expected
 
 

@@ -153,7 +153,7 @@ def test_trained_weights_are_evaluated_under_other_settings(finished: Path, stud
 
 
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is no folder of a cross-validation"):
+    with pytest.raises(FileNotFoundError, match="must be the output folder of a cross-validation"):
         CrossValidation().compare(str(tmp_path), str(tmp_path / "out"))
 
 
