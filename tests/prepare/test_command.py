@@ -61,7 +61,7 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
         (["chaos"], "--source must be a folder, got nothing."),
         (["chaos", "--source"], "--source has no value. Write --source <value>."),
         (["chaos", "--source=12"], "--source must be a folder, got 12 (write"),
-        (["chaos", "--source=nowhere"], "--source nowhere is no folder."),
+        (["chaos", "--source=nowhere"], "--source must be an existing folder, got nowhere."),
         (["chaos", "--source={s}"], "--target must be a folder, got nothing."),
         (["chaos", "{s}", "{t}"], "belongs to no option of prepare chaos. Its options: --source, --target, --part, "),
         (["chaos", "--source={s}", "--target={t}", "--part=t1"], "--part must be one of mr, ct, got 't1'."),
@@ -96,7 +96,10 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
             "--organs must be names and different ids",
         ),
         (["nifti", "--source={s}", "--target={t}", "--modality=us"], "--modality must be one of mr, ct, got 'us'."),
-        (["nifti", "--source={s}", "--target={t}", "--labels=nowhere"], "--labels nowhere is no folder."),
+        (
+            ["nifti", "--source={s}", "--target={t}", "--labels=nowhere"],
+            "--labels must be an existing folder, got nowhere.",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_nothing_is_written(
@@ -124,7 +127,7 @@ def test_a_download_without_any_label_is_refused_before_anything_is_written(
 
 def test_the_debug_variable_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONAI_DEBUG", "1")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="must be an existing folder"):
         run("chaos", source="nowhere")
 
 
