@@ -132,7 +132,7 @@ def _run(source: Source, recipe: Recipe, target: Any, unlabeled: Any) -> None:
     labeled = [scan for scan in source.scans if scan.label]
     if unlabeled != "keep" and not labeled:
         raise ValueError(
-            f"at least one scan must have a label, got none in {len(source.scans)} scans of {source.folder}. Give the "
+            f"at least one scan must have a label, got none in {source.folder}. Give the "
             "folder that holds the labels, too, or prepare the images alone with --unlabeled keep."
         )
     if unlabeled == "skip":

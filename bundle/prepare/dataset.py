@@ -107,8 +107,8 @@ class Dataset:
                 return {}, content
             if need_label and not scan.label:
                 raise ValueError(
-                    "the scan must have a label, got none. Use --unlabeled keep to keep such scans, --unlabeled skip to "
-                    "skip them."
+                    "the scan must have a label, got none. Use --unlabeled keep to keep such scans, or "
+                    "--unlabeled skip to skip them."
                 )
             return _checked(self.recipe, self.source.read(scan), self.source.organs), content
         except BROKEN_FILE as error:

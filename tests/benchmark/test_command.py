@@ -141,7 +141,7 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("all --device", "--device has no value"),
         ("all --quik", "benchmark all has no option --quik. Did you mean --quick"),
         ("memory --steps 3", "benchmark memory has no option --steps"),
-        ("al", "benchmark has no command 'al'. Did you mean 'all'"),
+        ("al", "benchmark has no subcommand 'al'. Did you mean 'all'"),
     ],
 )
 def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:

@@ -184,7 +184,7 @@ def test_an_error_over_the_input_is_one_sentence(
     explained(kind("fold must be from 0 to 4, got 7."), monkeypatch)
     assert capsys.readouterr().err.strip().splitlines() == [
         "error: fold must be from 0 to 4, got 7.",
-        "(MONAI_DEBUG=1 shows where it came from)",
+        "(MONAI_DEBUG=1 shows the traceback)",
     ]
 
 
@@ -339,7 +339,7 @@ def test_a_command_that_is_stopped_ends_in_one_sentence_and_code_130(capsys: pyt
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
-        "stopped by Ctrl-C. What was finished is kept; rerun the command to do the rest."
+        "stopped by Ctrl-C. Finished work is kept; rerun the command to do the rest."
     ]
 
 

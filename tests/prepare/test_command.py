@@ -57,7 +57,7 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["chaoss"], "prepare has no command 'chaoss'. Did you mean 'chaos'?"),
+        (["chaoss"], "prepare has no subcommand 'chaoss'. Did you mean 'chaos'?"),
         (["chaos"], "--source must be a folder, got nothing."),
         (["chaos", "--source"], "--source has no value. Write --source <value>."),
         (["chaos", "--source=12"], "--source must be a folder, got 12 (write"),
@@ -111,7 +111,7 @@ def test_what_a_user_can_mend_is_one_sentence_and_nothing_is_written(
     text = said(capsys).strip()
     assert text.startswith("error: ")
     assert sentence in text
-    assert text.splitlines()[1:] == ["(MONAI_DEBUG=1 shows where it came from)"]
+    assert text.splitlines()[1:] == ["(MONAI_DEBUG=1 shows the traceback)"]
     assert not (tmp_path / "target").exists()
 
 
@@ -121,7 +121,7 @@ def test_a_download_without_any_label_is_refused_before_anything_is_written(
 ) -> None:
     write_plain(tmp_path / "source", "scan_1", None)
     assert run("nifti", source=tmp_path / "source", target=tmp_path / "target", unlabeled=choice) == 1
-    assert "none of the 1 scans of" in said(capsys)
+    assert "at least one scan must have a label, got none in" in said(capsys)
     assert not (tmp_path / "target").exists()
 
 
