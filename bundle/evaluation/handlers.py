@@ -88,9 +88,8 @@ class DiceTable:
     def table(self) -> str:
         """Return the means of all evaluations so far as a text table."""
         table = DataFrame(self._history).T
-        table.insert(
-            len(self.organs), "mean", table.mean(axis=1), allow_duplicates=True
-        )  # an organ may be called "mean"
+        # Duplicates are allowed, since an organ may be named "mean".
+        table.insert(len(self.organs), "mean", table.mean(axis=1), allow_duplicates=True)
         table.index = Index(["0 (untrained)" if epoch == 0 else str(epoch) for epoch in self._history])
         table.columns.name = "after epoch"
         text = table.to_string(float_format="%.3f", na_rep="nan", line_width=10_000)

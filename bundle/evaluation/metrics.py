@@ -78,19 +78,24 @@ def case_metrics(
         return CaseMetrics("absent", fp_outside_ml=fp_outside_ml, **nothing)
     if not predicted.any():
         return CaseMetrics("missed", 0.0, 0.0, math.nan, math.nan, 0.0, fp_outside_ml)
+    found = _defined_metrics(predicted, true, [float(length) for length in spacing], tolerance)
+    return CaseMetrics("ok", fp_outside_ml=fp_outside_ml, **found)
+
+
+def _defined_metrics(predicted: Tensor, true: Tensor, size: Sequence[float], tolerance: float) -> dict[str, float]:
+    """Return the metrics of two masks, neither of them empty."""
     # Batch and channel first; voxels outside of a box around both masks change no metric.
     y_pred, y = (mask[_box(predicted | true)].float()[None, None] for mask in (predicted, true))
     counts = get_confusion_matrix(y_pred, y)
-    size = [float(length) for length in spacing]
-    return CaseMetrics(
-        status="ok",
-        dice=float(compute_dice(y_pred, y)),
-        nsd=float(compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=size)),
-        hd95_mm=float(compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=size)),
-        precision=float(compute_confusion_matrix_metric("precision", counts)),
-        recall=float(compute_confusion_matrix_metric("recall", counts)),
-        fp_outside_ml=fp_outside_ml,
-    )
+    nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=size)
+    hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=size)
+    return {
+        "dice": float(compute_dice(y_pred, y)),
+        "nsd": float(nsd),
+        "hd95_mm": float(hd95),
+        "precision": float(compute_confusion_matrix_metric("precision", counts)),
+        "recall": float(compute_confusion_matrix_metric("recall", counts)),
+    }
 
 
 def _extent(shown: Tensor) -> Tensor:

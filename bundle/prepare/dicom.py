@@ -131,7 +131,8 @@ def _check_header(dataset: pydicom.Dataset) -> None:
             raise ValueError(f"the header must state the position of the slice, but has no {tag} of {count} numbers")
     axes = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2) or min(dataset.PixelSpacing) <= 0:
-        raise ValueError("ImageOrientationPatient must be two directions at right angles, and PixelSpacing above 0")
+        got = f"got {axes.ravel().tolist()} and {[float(mm) for mm in dataset.PixelSpacing]}"
+        raise ValueError(f"ImageOrientationPatient must be two orthogonal directions and PixelSpacing above 0, {got}")
 
 
 def _read_label(path: Path, one: DicomSlice, grays: Grays) -> np.ndarray:

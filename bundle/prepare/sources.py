@@ -137,9 +137,8 @@ def open_btcv(folder: Path) -> Source:
     Raises:
         ValueError: If there are no scans, or two of the same number.
     """
-    images = _numbered(folder, r"img(\d+)\.nii(\.gz)?")
-    labels = _numbered(folder, r"label(\d+)\.nii(\.gz)?")
-    _refuse_none(images, folder, "Training/img/img0001.nii.gz and the like, of Synapse's RawData")
+    looked_for = "Training/img/img0001.nii.gz and the like, of Synapse's RawData"
+    scans = _numbered_scans(folder, r"img(\d+)", r"label(\d+)", "btcv_{:04d}", looked_for)
     return Source(
         name="btcv",
         folder=folder,
@@ -148,7 +147,7 @@ def open_btcv(folder: Path) -> Source:
         origin="BTCV (SABS), Landman et al. 2015, Synapse syn3193805, RawData",
         licence="terms of Synapse",
         config="data_sabs_ct",
-        scans=_paired(images, labels, "btcv_{:04d}"),
+        scans=scans,
         read=read_files,
     )
 
@@ -159,9 +158,8 @@ def open_mscmr(folder: Path) -> Source:
     Raises:
         ValueError: If there are no scans, or two of the same number.
     """
-    images = _numbered(folder, r"patient(\d+)_C0\.nii(\.gz)?")
-    labels = _numbered(folder, r"patient(\d+)_C0_manual\.nii(\.gz)?")
-    _refuse_none(images, folder, "patient1_C0.nii.gz and the like, of MS-CMRSeg 2019")
+    looked_for = "patient1_C0.nii.gz and the like, of MS-CMRSeg 2019"
+    scans = _numbered_scans(folder, r"patient(\d+)_C0", r"patient(\d+)_C0_manual", "mscmr_{:02d}", looked_for)
     return Source(
         name="mscmr",
         folder=folder,
@@ -170,7 +168,7 @@ def open_mscmr(folder: Path) -> Source:
         origin="MS-CMRSeg 2019, Zhuang et al., bSSFP (C0)",
         licence="terms of the challenge",
         config="data_mscmr",
-        scans=_paired(images, labels, "mscmr_{:02d}"),
+        scans=scans,
         read=read_files,
     )
 
@@ -254,13 +252,16 @@ def _natural(path: Path) -> list[str | int]:
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
     found: dict[int, list[Path]] = {}
     for path in sorted(_below(folder, "*.nii*")):
-        if match := re.fullmatch(pattern, path.name):
+        if match := re.fullmatch(rf"{pattern}\.nii(\.gz)?", path.name):
             found.setdefault(int(match[1]), []).append(path)
     _refuse_twice(found.values())
     return {number: path for number, (path,) in found.items()}
 
 
-def _paired(images: Mapping[int, Path], labels: Mapping[int, Path], name: str) -> list[SourceScan]:
+def _numbered_scans(folder: Path, image: str, label: str, name: str, looked_for: str) -> list[SourceScan]:
+    """Return the scans whose files have numbered names, given as patterns without their suffix."""
+    images, labels = _numbered(folder, image), _numbered(folder, label)
+    _refuse_none(images, folder, looked_for)
     return [
         SourceScan(
             name.format(number),

@@ -60,7 +60,7 @@ def test_the_peak_is_known_where_there_is_no_resource_module(monkeypatch: pytest
 
 
 def test_a_system_that_cannot_forget_a_peak_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError
 
     monkeypatch.setattr(Path, "write_text", refuse)
