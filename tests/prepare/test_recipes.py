@@ -311,7 +311,7 @@ def test_a_folder_of_volumes_is_resampled_on_demand(
 @pytest.mark.parametrize(
     ("recipe", "shape", "values", "words"),
     [
-        (ct_recipe("reference", None), (64, 64, 3), (-900, 200), "made for slices of 512 x 512"),
+        (ct_recipe("reference", None), (64, 64, 3), (-900, 200), "needs slices of 512 x 512"),
         (mr_recipe("reference"), (20, 24, 3), (0, 70000), "16-bit integers, got values from 0 to 70000"),
         (mr_recipe("reference"), (20, 24, 3), (0, 0.5), "16-bit integers"),
         (ct_recipe("reference", "ALS"), (20, 24, 3), (900, 1200), "nothing varies inside the CT window"),
