@@ -54,7 +54,7 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     if args_file := keys.get("args_file"):
         keys = {**read_config(Path(str(args_file))), **keys}
     files = _config_files(keys.get("config_file"))
-    if files:  # else not started by a command with a config
+    if files:  # a command without a config has no keys to check
         refuse_unknown_keys(files, keys, RUN_ARGUMENTS)
         _refuse_lost_nulls(keys)
         check_merged(files, {key: value for key, value in keys.items() if key not in RUN_ARGUMENTS})

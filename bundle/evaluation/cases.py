@@ -69,7 +69,7 @@ class CaseTable:
         self.nsd_tolerance = nsd_tolerance
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self.published = published
-        self._rows: list[list[dict[str, str]]] = []  # of each scan
+        self._rows: list[list[dict[str, str]]] = []  # one list for each scan
         self._started = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -100,7 +100,7 @@ class CaseTable:
         truth = whole_ids(load_volume(source_of(item[LABEL])))
         affine = np.asarray(masks.affine, dtype=float)
         steps = np.linalg.inv(affine) @ np.asarray(on_network.affine, dtype=float)
-        slice_axis = int(np.abs(steps[:3, 2]).argmax())  # of the file
+        slice_axis = int(np.abs(steps[:3, 2]).argmax())  # in the file's axes
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         support = "+".join(name_of(scan[IMAGE]) for scan in self.inferer.support_scans())
         organs = self.inferer.organ_names().items()

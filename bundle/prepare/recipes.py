@@ -147,9 +147,8 @@ def _each(change: Callable[[MetaTensor, bool], MetaTensor], volumes: Data) -> Da
 
 def _reference_mr(volume: MetaTensor, is_label: bool) -> MetaTensor:
     values = _whole(volume)
-    old = (
-        np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).astype(np.float32).astype(float)
-    )  # as NIfTI keeps it
+    # NIfTI stores voxel sizes as float32.
+    old = np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).astype(np.float32).astype(float)
     if is_label:
         resampled = resample_label(values, old, MR_SPACING)
     else:
