@@ -1,4 +1,4 @@
-"""``python -m bundle benchmark``: what it measures by default, and how it says a mistake."""
+"""``python -m bundle benchmark``: what it measures by default, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("al", "benchmark has no subcommand 'al'. Did you mean 'all'"),
     ],
 )
-def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:
+def test_an_error_is_reported_in_plain_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         words(*given.split())
 
 
-def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="device cuda does not exist: PyTorch sees 0 GPUs"):
         Benchmark(device="cuda", threads=1)

@@ -250,7 +250,7 @@ def test_weights_are_of_the_seed_alone_and_leave_other_random_numbers_as_they_ar
         ({"organs": 65}, "needs 8 pixels along each side of every organ.*got 65 organs in 64 x 64 pixels"),
     ],
 )
-def test_a_mistake_is_said_in_words(keys: dict[str, Any], message: str) -> None:
+def test_an_error_is_reported_in_plain_words(keys: dict[str, Any], message: str) -> None:
     given = {"encoder": "resnet18", "organs": 1, "support_scans": 1, "slices": 2, "size": 64} | keys
     with pytest.raises(ValueError, match=message):
         measure(**given)

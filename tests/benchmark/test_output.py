@@ -1,4 +1,4 @@
-"""Every number that was measured is in the long table, in the one to read, and in the picture."""
+"""Every measured number is in the long table, in the Markdown table, and in the plot."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_panel_holds_the_cases_that_differ_in_one_column_alone() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(organs)
 
 
-def test_memory_has_a_panel_of_its_own_after_the_times() -> None:
+def test_memory_has_its_own_panel_after_the_times() -> None:
     results = [timed(1.0, organs=1), timed(2.0, organs=2), timed(3.0, organs=2, slices=60)]
     results += [timed(4.0, organs=2, support_scans=2), stored(300, 900.0), stored(30, 500.0)]
     figure = figure_of(results)
@@ -109,7 +109,7 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_table_tells_command_seed_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_states_command_seed_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["path/__main__.py", "benchmark", "all", "--output_dir", "a folder"])
     told = about(seed=7, device="cpu")
     assert told["command"] == "python -m bundle benchmark all --output_dir 'a folder'"

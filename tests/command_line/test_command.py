@@ -1,4 +1,4 @@
-"""``python -m bundle``: manuals and refusals are there at once, and the package is found from any folder."""
+"""``python -m bundle``: help and refusals appear at once, and the package is found from any folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_the_manual_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     page = said(words, capsys)
     assert all(f"\n    {verb} " in page for verb in VERBS)
 
@@ -38,13 +38,13 @@ def test_the_manual_names_every_verb(words: list[str], capsys: pytest.CaptureFix
         ("export", ["--configs "]),
     ],
 )
-def test_each_manual_tells_what_can_be_set(verb: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_help_text_lists_the_options(verb: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     page = said([*verb.split(), "--help"], capsys)
     for line in lines:
         assert f"\n{line}" in page
 
 
-def test_manuals_and_refusals_do_not_wait_for_pytorch() -> None:
+def test_help_and_refusals_do_not_wait_for_pytorch() -> None:
     code = """
 import sys
 from bundle.__main__ import VERBS, main

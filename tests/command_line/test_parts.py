@@ -1,4 +1,4 @@
-"""Parts of the merged config: where a key leads to, and what a component takes."""
+"""Parts of the merged config: which keys exist, and which arguments a component accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m bundle drawn_slices``: a scan is drawn on in a few slices, the others are segmented."""
+"""``python -m bundle drawn_slices``: a few slices of a scan are drawn on, and the other scans are segmented."""
 
 from __future__ import annotations
 

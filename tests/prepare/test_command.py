@@ -34,14 +34,14 @@ def test_the_command_refuses_a_misspelt_option_before_anything_is_written(
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_the_manual_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 0
     page = capsys.readouterr().out
     assert all(f"    python -m bundle prepare {name} " in page for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
+def test_a_commands_help_lists_every_option_with_its_default_and_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(name, "--help") == 0
@@ -131,7 +131,7 @@ def test_the_debug_variable_shows_where_an_error_came_from(monkeypatch: pytest.M
         run("chaos", source="nowhere")
 
 
-def test_the_last_line_tells_how_to_use_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_states_how_to_use_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_chaos_mr(tmp_path / "source", 1)
     run("chaos", source=tmp_path / "source", target=tmp_path / "target")
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The target folder: what is recorded, going on after a stop, and what is refused before anything is written."""
+"""The target folder: its record, resuming after a stop, and what is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_record_tells_what_was_made_of_what(tmp_path: Path) -> None:
+def test_the_record_states_the_source_of_every_file(tmp_path: Path) -> None:
     write_btcv(tmp_path / "RawData" / "Training", 4)
     assert run("btcv", source=tmp_path / "RawData", target=tmp_path / "target") == 0
     record = record_of(tmp_path / "target")
@@ -135,7 +135,7 @@ def tree_of_a_new_run(source: Path, target: Path, **options: str) -> dict[str, s
     return tree(target)
 
 
-def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(
+def test_a_stop_leaves_whole_files_and_the_next_run_resumes(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, save = tmp_path / "target", nibabel.save
@@ -176,7 +176,7 @@ main(["prepare", *sys.argv[1:]])
 """
 
 
-def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path, source: Path) -> None:
+def test_a_killed_process_leaves_whole_files_and_the_next_run_resumes(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "target"
     command = [sys.executable, "-c", KILLED, "nifti", f"--source={source}", f"--target={target}"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Where voxels lie: known shapes in the patient's space, taken in many ways, must come out in the same place."""
+"""Positions of voxels: known shapes in the patient's space, acquired in many ways, keep their place."""
 
 from __future__ import annotations
 
@@ -237,6 +237,6 @@ def test_a_truncated_label_is_named(tmp_path: Path) -> None:
         read_stack(slice_files(tmp_path), labels, CHAOS_MR_GRAYS)
 
 
-def test_no_slice_at_all_is_said(tmp_path: Path) -> None:
+def test_a_scan_without_slices_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must have DICOM files, got none"):
         read_stack([], label_files(tmp_path), CHAOS_MR_GRAYS)

@@ -1,4 +1,4 @@
-"""What comes out: the authors' numbers, the clean recipe's geometry, and configs that take both as they are."""
+"""Prepared scans: the authors' numbers, the clean recipe's geometry, and configs that read both unchanged."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ EXACT = {"orientation": None, "spacing": None, "intensity__low": 0.0, "intensity
         ("mscmr", "data_mscmr", {}),
     ],
 )
-def test_the_configs_take_what_is_prepared_as_it_is(
+def test_the_configs_read_prepared_scans_unchanged(
     tmp_path: Path, command: str, name: str, keys: dict[str, Any]
 ) -> None:
     dataset, *arithmetic = command.split()
@@ -276,7 +276,7 @@ def volume_of(path: Path) -> MetaTensor:
     return MetaTensor(values[None], affine=torch.as_tensor(file.affine))
 
 
-def test_a_folder_of_volumes_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_volumes_is_kept_unchanged(tmp_path: Path) -> None:
     write_plain(tmp_path / "source", "scan_1", "scan_1", dtype=np.int16)
     write_plain(tmp_path / "source", "scan_2", "scan_2", dtype=np.float32)
     assert run("nifti", source=tmp_path / "source", target=tmp_path / "target") == 0

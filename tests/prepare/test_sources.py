@@ -1,4 +1,4 @@
-"""Which files are a scan's, wherever in the download the user points."""
+"""The files of each scan, whichever folder of the download the user gives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_chaos_is_found_from_any_folder_above(chaos: Path, place: str) -> None:
     assert [len(scan.image) for scan in scans] == [len(scan.label) for scan in scans] == [8, 8]
 
 
-def test_chaos_without_pydicom_tells_what_to_install(chaos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chaos_without_pydicom_states_what_to_install(chaos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="Install it: pip install pydicom"):
         open_chaos(chaos, "mr")
