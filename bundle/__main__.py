@@ -1,4 +1,4 @@
-"""``python -m bundle <verb>``, and the console command ``alpnet <verb>``: all that the bundle does, from any folder."""
+"""``python -m bundle <verb>``, or ``alpnet <verb>``: the command line of the bundle, from any folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from bundle.command_line.front import Commands, Verbs
 from bundle.command_line.workflows import Workflow
 
 MANUAL = """
-Few-shot segmentation: learn from unlabeled scans, then segment from one annotated one.
+Few-shot segmentation: train on unlabeled scans, then segment from one annotated scan.
 
     python -m bundle <verb> --key value ...
 
 {verbs}
 
-python -m bundle <verb> --help shows what can be set. Results go to the working folder, or to --output_dir.
+python -m bundle <verb> --help lists the options. Results are written to the working folder, or to --output_dir.
 """
 
 VERBS: Verbs = {
-    "training": Workflow("learn from superpixels of unlabeled scans", "train", "training"),
+    "training": Workflow("train on superpixels of unlabeled scans", "train", "training"),
     "inference": Workflow("segment scans from annotated ones", "inference", "run"),
     "encoding": Workflow("write the encoded support to a file of prototypes", "inference", "encoding"),
-    "ranking": Workflow("rank scans by which to annotate first, or next", "inference", "ranking"),
+    "ranking": Workflow("rank scans: which one to annotate first, or next", "inference", "ranking"),
     "evaluating": Workflow("compare trained weights with annotated scans", "train", "evaluating", last="evaluate"),
     "cross_validation": Commands(
         "train and evaluate every fold, in one table",
@@ -36,12 +36,12 @@ VERBS: Verbs = {
         {"": "annotation_order"},
     ),
     "drawn_slices": Commands(
-        "compare labels with few and with many drawn slices",
+        "compare labels on few slices with labels on many",
         "bundle.evaluation.drawn_slices",
         {"": "drawn_slices"},
     ),
     "prepare": Commands(
-        "bring downloads to the layout that the configs read",
+        "convert downloads to the layout that the configs read",
         "bundle.prepare.commands",
         {"chaos": "chaos", "btcv": "btcv", "mscmr": "mscmr", "nifti": "nifti"},
     ),

@@ -1,1 +1,1 @@
-"""Benchmark: how fast and how large everything is, beside what it is compared with, on made-up scans (``__main__``)."""
+"""Benchmark: time and memory on synthetic scans, beside a reference (``__main__``)."""

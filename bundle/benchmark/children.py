@@ -1,4 +1,4 @@
-"""Processes of their own, for what a process that has done other things cannot measure."""
+"""Fresh processes, for what cannot be measured in a process that has done other work."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bundle.root import import_root
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
-    """Run a module with its settings as JSON in a process of its own, and return the JSON of its last line.
+    """Run a module in a new process with its settings as JSON, and return the JSON that it prints last.
 
-    The package is this one, whatever folder called ``bundle`` the working folder may hold.
+    The process imports this package, even if the working folder holds a folder named ``bundle``.
 
     Args:
         module: A module of this package.
-        settings: What it is told.
-        threads: Threads of its arithmetic.
+        settings: The argument of its ``main``.
+        threads: Threads of the process.
 
     Raises:
-        ValueError: If it fails; the message has the end of what it said.
+        ValueError: If the process fails; the message ends with its last lines of output.
     """
     start = (
         f"import runpy, sys; sys.path[0] = {str(import_root())!r}; runpy.run_module({module!r}, run_name='__main__')"
@@ -40,25 +40,28 @@ def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, 
     )
     if done.returncode != 0:
         last = "\n  ".join(done.stderr.strip().splitlines()[-5:])
-        raise ValueError(f"{module} ended with exit code {done.returncode}, after it said:\n  {last}")
+        raise ValueError(
+            f"{module} must end with exit code 0, got {done.returncode} and this output:\n  {last}\n"
+            "Fix the cause and rerun the command."
+        )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def peak_megabytes() -> float:
-    """Return the largest resident memory that this process ever had, MB of 10^6 bytes."""
+    """Return the peak resident memory of this process, in MB of 10^6 bytes."""
     status = Path("/proc/self/status")
-    if status.is_file():  # of Linux: ru_maxrss there begins with that of the process that started this one
+    if status.is_file():  # Linux, whose ru_maxrss starts from the parent process's
         lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
     if sys.platform == "win32":
         return float(psutil.Process().memory_info().peak_wset) / 1e6
-    import resource  # Windows has none
+    import resource  # not on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def forget_peak() -> None:
-    """Let ``peak_megabytes`` count from what is resident now, where the system can do that (Linux)."""
+    """Reset the peak to the memory that is resident now, where the system supports it (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")

@@ -1,17 +1,17 @@
-"""``python -m bundle benchmark``: how fast and how large this bundle is on a machine, on made-up scans.
+"""``python -m bundle benchmark``: time and memory of this bundle on this machine, on synthetic scans.
 
-    inference    seconds of a scan, beside the original way to evaluate and the encoder alone
+    inference    seconds per scan, beside the original evaluation and the encoder alone
     memory       peak memory of an inference against the slices of the scan
-    training     seconds of a step, beside the encoder alone
-    superpixels  slices a second of making pseudo-labels, beside scikit-image's part alone
+    training     seconds per step, beside the encoder alone
+    superpixels  slices per second of computing superpixels, beside scikit-image alone
     startup      seconds from the start of a process to its first segmented slice
     all          all of these
 
 <output_dir>/results.csv    every number, in long form
-<output_dir>/table.md       the same to read, with command, machine and versions
+<output_dir>/table.md       the same as a table, with command, machine and versions
 <output_dir>/plot.png       seconds and memory against what they depend on
 
-What a row compares was measured in one process, in turn, and is a median after a warm-up.
+The numbers of a row were measured in turn in one process; each is a median after a warm-up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results
 from bundle.benchmark.results import Result
-from bundle.command_line.checks import check_positive_integers, refuse_missing_device, switch
+from bundle.command_line.checks import check_positive_integers, check_seed, refuse_file, refuse_missing_device, switch
 
 Numbers = int | Sequence[int] | None
 Names = str | Sequence[str] | None
@@ -43,11 +43,11 @@ class Benchmark:
     Args:
         output_dir: Where results.csv, table.md and plot.png go.
         device: Such as cpu or cuda:0.
-        threads: Threads of the arithmetic; as many as PyTorch takes if not said.
-        seed: Of scans and weights.
-        repeats: Rounds that count.
+        threads: Number of threads; PyTorch's default if not set.
+        seed: Random seed of scans and weights.
+        repeats: Counted rounds.
         size: Rows and columns of a slice.
-        quick: Small slices, few of them, the smallest encoder: about a minute, and numbers that tell little.
+        quick: Few small slices and the smallest encoder: about a minute, for a check rather than a measurement.
     """
 
     def __init__(
@@ -65,12 +65,10 @@ class Benchmark:
         self._size = (64 if self._quick else 256) if size is None else size
         self._threads = torch.get_num_threads() if threads is None else threads
         check_positive_integers(repeats=self._repeats, size=self._size, threads=self._threads)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
+        check_seed(seed)
         self._seed = seed
         self._folder = Path(output_dir)
-        if self._folder.exists() and not self._folder.is_dir():
-            raise ValueError(f"output_dir {self._folder} is a file. Give a folder.")
+        refuse_file(self._folder)
         refuse_missing_device(device)
         self._device = str(device)
         torch.set_num_threads(self._threads)
@@ -85,7 +83,7 @@ class Benchmark:
         naive_slices: int | None = 2,
         prototypes: Numbers = None,
     ) -> None:
-        """Measure seconds of a scan in every combination, and with many prototypes.
+        """Measure seconds per scan in every combination, and with many prototypes.
 
         Args:
             encoders: resnet18, resnet34, resnet50, resnet101.
@@ -93,8 +91,8 @@ class Benchmark:
             support_scans: Numbers of annotated scans, such as 1,8.
             slices: Numbers of slices, such as 30,300.
             matching: paper, annotate_one or both: the presets of these names.
-            naive_slices: Slices that the original way is measured on, for every organ; scaled to all. 0 measures all.
-            prototypes: Numbers of prototypes that all speak for every slice, about; 0 measures none.
+            naive_slices: Slices on which the original evaluation is measured; its time is scaled up. 0 measures all.
+            prototypes: Approximate numbers of prototypes to compare with every slice; 0 measures none.
         """
         cases = itertools.product(
             _names(encoders, ENCODERS, "encoder"),
@@ -110,41 +108,41 @@ class Benchmark:
         self._write(results)
 
     def memory(self, slices: Numbers = None, organs: int = 4) -> None:
-        """Measure peak memory; each scan is segmented and refined in a process of its own.
+        """Measure peak memory; each scan is segmented and refined in a new process.
 
         Args:
             slices: Numbers of slices, such as 30,300,1000.
-            organs: Organs that are asked for.
+            organs: Number of organs to segment.
         """
         self._write(self._memory(_numbers("slices", slices, [4, 8] if self._quick else [30, 300, 1000]), organs))
 
     def training(self, encoders: Names = None, batch_sizes: Numbers = None, steps: int = 3) -> None:
-        """Measure steps of training in every combination.
+        """Measure training steps in every combination.
 
         Args:
             encoders: resnet18, resnet34, resnet50, resnet101.
-            batch_sizes: Episodes of a step, such as 1,4.
-            steps: Steps in a row that count, in each round.
+            batch_sizes: Episodes per step, such as 1,4.
+            steps: Counted steps in a row, in each round.
         """
         names = _names(encoders, ["resnet18"] if self._quick else ["resnet18", "resnet101"], "encoder", ENCODERS)
         sizes = _numbers("batch_sizes", batch_sizes, [1, 4])
         self._write([self._training(name, size, steps) for name, size in itertools.product(names, sizes)])
 
     def superpixels(self, dataset_dir: str | None = None, scans: int = 4) -> None:
-        """Measure slices a second of making pseudo-labels.
+        """Measure slices per second of computing superpixels.
 
         Args:
-            dataset_dir: Folder of scans to take in place of phantoms.
-            scans: Scans to take.
+            dataset_dir: Folder of scans to use in place of phantoms.
+            scans: Number of scans.
         """
         self._write([self._superpixels(dataset_dir, scans)])
 
     def startup(self) -> None:
-        """Measure the way to the first segmented slice."""
+        """Measure the time to the first segmented slice."""
         self._write(self._startup())
 
     def all(self) -> None:
-        """Measure everything, in about half an hour on two cores, or a minute with --quick."""
+        """Measure everything: about half an hour on two cores, or a minute with --quick."""
         results = [*self._all_inference(), self._prototypes(500 if self._quick else 5000)]
         results += self._memory([4, 8] if self._quick else [30, 300, 1000], 4)
         for encoder, batch_size in [("resnet18", 1), ("resnet18", 4)] + ([] if self._quick else [("resnet101", 1)]):
@@ -193,7 +191,7 @@ class Benchmark:
 
 
 def _numbers(name: str, given: Numbers, default: Sequence[int]) -> list[int]:
-    """Return whole numbers of at least 1, given as one, as several, or not at all."""
+    """Return whole numbers of at least 1; one, several or none may be given."""
     numbers = list(default) if given is None else list(given) if isinstance(given, list | tuple) else [given]
     check_positive_integers(**{name: len(numbers)})
     for number in numbers:
@@ -202,7 +200,7 @@ def _numbers(name: str, given: Numbers, default: Sequence[int]) -> list[int]:
 
 
 def _names(given: Names, default: Any, what: str, known: Any = None) -> list[str]:
-    """Return names that are known, given as one, as several, or not at all."""
+    """Return known names; one, several or none may be given."""
     names = list(default) if given is None else given.split(",") if isinstance(given, str) else list(given)
     refuse_unknown(what, names, default if known is None else known)
     return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""A process that segments one slice as soon as it can, and prints how long each part took: ``startup`` runs it.
+"""A process that segments one slice and prints how long each part took; ``startup`` runs it.
 
 Imports stand where they are timed.
 """
@@ -14,11 +14,11 @@ from typing import Any
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Print the seconds of each part as JSON, and of all together since ``settings["started"]``.
+    """Print the seconds of each part, and of all since ``settings["started"]``, as JSON.
 
     Args:
-        settings: ``keys`` of ``configs/inference.yaml``, the file of the ``query``, the ``module`` that is imported
-            first, and when it all ``started``.
+        settings: ``keys`` of ``configs/inference.yaml``, the path of the ``query``, the ``module`` to import first, and
+            the time at which the process was ``started``.
     """
     marks = [("start of Python", settings["started"]), ("import monai", time.time())]
     importlib.import_module(settings["module"])

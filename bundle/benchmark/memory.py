@@ -1,4 +1,4 @@
-"""Peak memory of an inference: a process of its own for each number of slices, which this module is, too."""
+"""Peak memory of an inference, measured in a new process, which runs this module, for each number of slices."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from bundle.command_line.configs import parsed
 def measure(
     slices: Sequence[int], organs: int = 4, size: int = 256, threads: int = 1, device: str = "cpu", seed: int = 0
 ) -> list[Result]:
-    """Measure scans of several numbers of slices, each in a process of its own.
+    """Measure scans with different numbers of slices, each in a new process.
 
     Args:
-        slices: Slices of the query; the annotated scan has 30, or as many if those are fewer.
-        organs: Organs that are asked for.
+        slices: Numbers of slices of the query; the annotated scan has up to 30 of them.
+        organs: Number of organs to segment.
         size: Rows and columns of a slice.
-        threads: Threads of the arithmetic.
-        device: Where the network is; memory is that of the process, not of a GPU.
-        seed: Of scans and weights.
+        threads: Threads per process.
+        device: Device of the network; the memory is that of the process, not of a GPU.
+        seed: Random seed of scans and weights.
     """
     check_positive_integers(organs=organs, threads=threads, **{f"slices {number}": number for number in slices})
     results = []
@@ -42,9 +42,9 @@ def measure(
 
 
 def infer(slices: int, organs: int, size: int, device: str, seed: int) -> dict[str, float]:
-    """Segment a scan by the parts of ``configs/inference.yaml``, scores refined, and return what it took.
+    """Segment and refine a scan with the parts of ``configs/inference.yaml``; return the memory and time it took.
 
-    The scan lies in memory, as reading would leave it.
+    The scan is made in memory, in the form in which a file is loaded.
     """
     imported = peak_megabytes()
     support = [blob_scan(size, min(slices, 30), organs, seed + 1)]
@@ -57,7 +57,7 @@ def infer(slices: int, organs: int, size: int, device: str, seed: int) -> dict[s
     )
     network, inferer, refinement = (parser.get_parsed_content(part) for part in ("network", "inferer", "refinement"))
     network.eval()
-    forget_peak()  # making up a scan takes more than its result
+    forget_peak()  # making a scan takes more memory than the scan
     before = peak_megabytes()
     began = time.perf_counter()
     with torch.no_grad():

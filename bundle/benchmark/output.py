@@ -1,10 +1,8 @@
-"""The files of a benchmark, each whole or absent: results -> results.csv, table.md, plot.png."""
+"""The files of a benchmark, each written whole: results -> results.csv, table.md, plot.png."""
 
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 
 from bundle.benchmark.plot import figure_of
 from bundle.benchmark.results import Result, long_form, markdown
+from bundle.command_line.words import typed_command
 from bundle.distributed import available_cores
 from bundle.files import write_csv, written_whole
 from bundle.provenance import versions
@@ -20,9 +19,9 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def about(seed: int, device: str) -> dict[str, str]:
-    """Return what a benchmark is measured with and on, by name: command, seed, machine, versions."""
+    """Return the conditions of a benchmark by name: command, seed, machine, versions."""
     return {
-        "command": shlex.join(["python", "-m", "bundle", *sys.argv[1:]]),
+        "command": typed_command(),
         "seed": str(seed),
         "device": device,
         "processor": f"{processor()}, {available_cores()} cores, {torch.get_num_threads()} threads used",
@@ -42,7 +41,7 @@ def write_results(results: Sequence[Result], about: Mapping[str, str], folder: P
 
     Args:
         results: In the order of the tables.
-        about: What they were measured with and on, by name.
+        about: The conditions of the benchmark, by name.
         folder: Where the files go; made if missing.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A picture of a benchmark: seconds of a scan against what they depend on, and memory against slices."""
+"""A plot of a benchmark: seconds per scan against what they depend on, and memory against slices."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ AXES = {
     "slices": "slices of the scan",
     "encoder": "encoder",
 }
-"""Columns of cases that a panel may have along, and what it calls them."""
+"""Columns of cases that may be the x-axis of a panel, and their axis labels."""
 
 PANELS_A_ROW = 3
 
 PEAK, BEFORE = "MB at the peak", "MB after the imports"
 
-# Of Okabe and Ito, told apart by color-blind people, and by their markers.
+# From the palette of Okabe and Ito, which color-blind readers can distinguish; the markers differ, too.
 _OURS = {
     "paper": {"color": "#0072b2", "marker": "o"},
     "annotate_one": {"color": "#009e73", "marker": "s"},
 }
-_NAIVE = {"color": "#d55e00", "marker": "^", "label": "original way (naive)"}
+_NAIVE = {"color": "#d55e00", "marker": "^", "label": "original evaluation (naive)"}
 _ALONE = {"color": "#666666", "marker": "x", "linestyle": "--", "label": "encoder alone"}
 
 
 def figure_of(results: Sequence[Result]) -> Figure:
-    """Draw the results of ``inference`` and ``memory``; those of others have no panel.
+    """Draw the results of ``inference`` and ``memory``; other benchmarks have no panel.
 
-    A panel shows, along one column, the cases that share all others; of several such families the largest.
+    A panel varies one column over cases that agree in all others. If there are several such families, the largest is
+    drawn.
     """
     timed = [result for result in results if result.benchmark == "inference"]
     families = {column: _family(timed, column) for column in AXES}
@@ -54,12 +55,12 @@ def figure_of(results: Sequence[Result]) -> Figure:
     for panel in panels[count:]:
         panel.set_axis_off()
     if count == 0:
-        panels[0].text(0.5, 0.5, "no inference and no memory was measured", ha="center")
+        panels[0].text(0.5, 0.5, "neither inference nor memory was measured", ha="center")
     return figure
 
 
 def _family(results: Sequence[Result], column: str) -> list[Result]:
-    """Return the cases that differ in one column, and in the matching, alone: the most there are of."""
+    """Return the largest group of cases that differ only in one column and in the matching."""
     families: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         shared = tuple((c, v) for c, v in result.case.items() if c not in (column, "matching"))
@@ -68,7 +69,7 @@ def _family(results: Sequence[Result], column: str) -> list[Result]:
 
 
 def _places(family: Sequence[Result], column: str) -> list[str | int]:
-    """Return the values of a column in order of size; none if there is but one."""
+    """Return the values of a column in increasing order; none if there is only one."""
     values = list(dict.fromkeys(result.case[column] for result in family))
     return [] if len(values) < 2 else values if column == "encoder" else sorted(values)
 
@@ -87,7 +88,7 @@ def _draw_times(panel: Any, family: Sequence[Result], column: str) -> None:
     held = [
         f"{AXES[c]}: {v}" if c != "encoder" else str(v) for c, v in one[0].case.items() if c in AXES and c != column
     ]
-    _label(panel, places, AXES[column], "seconds of a scan", ", ".join(held))
+    _label(panel, places, AXES[column], "seconds per scan", ", ".join(held))
     panel.set_yscale("log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))

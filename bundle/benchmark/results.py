@@ -1,4 +1,4 @@
-"""What was measured: a case, its numbers by name -> rows in long form, and tables to read."""
+"""Measured cases and their numbers -> rows in long form, and tables to read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pandas import DataFrame
 
 from bundle.evaluation import scores as evaluation
 
-CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size", "road")
-"""What may tell one case from another."""
+CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size", "workflow")
+"""Columns that distinguish one case from another."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one case, in one run, side by side.
+    """The measurements of one case, made in one run.
 
     Attributes:
         benchmark: Such as ``"inference"``.
         case: Values of some of ``CASE_COLUMNS``.
-        values: Numbers by name; the name has the unit, such as ``"ours, s a scan"``. A ratio has none.
-        note: What else is to be known, such as that a number was scaled.
+        values: Numbers by name; the name states the unit, such as ``"ours, s a scan"``. Ratios have none.
+        note: A remark, such as that a number was scaled.
     """
 
     benchmark: str
@@ -31,7 +31,7 @@ class Result:
 
 
 def long_form(results: Sequence[Result]) -> list[list[str]]:
-    """Return a header, and one row for each number."""
+    """Return a header and one row for each number."""
     rows = [["benchmark", *CASE_COLUMNS, "quantity", "value", "note"]]
     for result in results:
         case = [str(result.case.get(column, "")) for column in CASE_COLUMNS]
@@ -40,7 +40,7 @@ def long_form(results: Sequence[Result]) -> list[list[str]]:
 
 
 def markdown(results: Sequence[Result], about: Mapping[str, str]) -> str:
-    """Return one Markdown table for each benchmark, below what they were measured with."""
+    """Return one Markdown table for each benchmark, below the facts in ``about``."""
     lines = ["# Benchmark", "", *(f"- {name}: {value}" for name, value in about.items())]
     for benchmark in dict.fromkeys(result.benchmark for result in results):
         table = _table([result for result in results if result.benchmark == benchmark])
@@ -59,5 +59,5 @@ def _table(results: Sequence[Result]) -> DataFrame:
 
 
 def _rounded(value: float) -> str:
-    """Spell a number with three digits, or more if it is larger."""
+    """Format a number with three significant digits, or as a whole number from 100 on."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Slices a second of making pseudo-labels: scans read and cut into the cache, and scikit-image's part of that alone."""
+"""Slices per second of computing superpixels into the cache, beside scikit-image's share of the work alone."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def measure(
     repeats: int = 3,
     seed: int = 0,
 ) -> Result:
-    """Measure an empty cache being filled by one and by two processes, and Felzenszwalb's cut of the same slices.
+    """Measure one and two processes that fill an empty cache, and Felzenszwalb's method on the same slices.
 
     Args:
-        dataset_dir: Scans to take in place of phantom scans.
-        scans: Scans that are cut.
+        dataset_dir: Folder of scans to use in place of phantoms.
+        scans: Number of scans.
         slices: Slices of a phantom.
         size: Rows and columns of a slice.
-        repeats: Rounds, after one that does not count.
-        seed: Of the phantoms.
+        repeats: Counted rounds, after one warm-up round.
+        seed: Random seed of the phantoms.
 
     Raises:
         ValueError: If a number is out of range.

@@ -1,4 +1,4 @@
-"""Made-up scans: noise with one bright blob for each organ. Nothing of it is medical data."""
+"""Synthetic scans: noise with one bright blob for each organ. They hold no medical data."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from torch import Tensor
 
 EMPTY = 0.1
-"""Share of the slices at either end of a scan that show no organ."""
+"""Share of the slices at either end of a scan that shows no organ."""
 
 
 def blob_scan(size: int, slices: int, organs: int, seed: int) -> dict[str, Tensor]:
     """Make a scan with its label map.
 
-    The blobs lie side by side in a square; each is a ball, cut off at the ends of the scan, and a little elsewhere in
-    every scan.
+    The blobs lie side by side in a square. Each is a ball, cut off at the ends of the scan, whose position varies a
+    little between scans.
 
     Args:
         size: Rows and columns of a slice.
         slices: Slices of the scan.
-        organs: Blobs; their ids begin with 1.
-        seed: Of noise and places.
+        organs: Number of blobs; their ids start at 1.
+        seed: Random seed of noise and positions.
 
     Returns:
         ``image``, float32 of mean 0 and standard deviation 1, and ``label``, uint8; each ``(1, H, W, Z)``.
 
     Raises:
-        ValueError: If a blob would be smaller than three pixels, or a scan has no slice.
+        ValueError: If a blob has less than 8 pixels along each side, or a scan has no slice.
     """
     side = size / math.ceil(organs**0.5)
     if side < 8 or slices < 1:
         raise ValueError(
-            f"a made-up scan needs 8 pixels along each side for every organ, and a slice, got {organs} organs in "
-            f"{size} x {size} pixels and {slices} slices. Take fewer organs or a larger size."
+            f"a synthetic scan needs 8 pixels along each side of every organ, and one slice, got {organs} organs in "
+            f"{size} x {size} pixels and {slices} slices. Choose fewer organs or a larger size."
         )
     random = np.random.default_rng([seed, size, slices, organs])
     rows, columns = np.indices((size, size), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Seconds of things that are compared: in one process, in turn, so that what slows the machine slows all of them."""
+"""Times to compare, measured in turn in one process, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tqdm import tqdm
 
 
 def side_by_side(works: Mapping[str, Callable[[], object]], repeats: int, title: str = "") -> dict[str, float]:
-    """Do everything in turn, ``repeats`` times after a warm-up.
+    """Run everything in turn, ``repeats`` times after a warm-up.
 
     Args:
-        works: What to do, by name.
-        repeats: Rounds that count, >= 1.
-        title: Of the progress bar.
+        works: What to run, by name.
+        repeats: Counted rounds, >= 1.
+        title: Title of the progress bar.
 
     Returns:
-        For each name the median of its seconds.
+        The median seconds of each name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     with tqdm(total=(repeats + 1) * len(works), desc=title, unit="run", leave=False) as bar:
@@ -34,7 +34,7 @@ def side_by_side(works: Mapping[str, Callable[[], object]], repeats: int, title:
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Return how long something takes, with what it left to a GPU."""
+    """Return the seconds that ``work`` takes, including its work on a GPU."""
     _wait_for_gpu()
     began = time.perf_counter()
     work()

@@ -1,4 +1,4 @@
-"""Seconds of a training step: the trainer of ``configs/train.yaml``, its loader running, and the encoder alone."""
+"""Seconds per training step: the trainer of ``configs/train.yaml`` with its loader, beside the encoder alone."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bundle.command_line.configs import parsed
 from bundle.keys import IMAGE, SUPPORT_IMAGE
 
 PREFETCHED = 3
-"""Steps that do not count after a pause: the loader went on meanwhile, so they do not compete with it."""
+"""Steps after a pause that are not counted: their batches were loaded during the pause."""
 
 
 class StepClock:
-    """Time the steps of a trainer in blocks, and after each block something else as often.
+    """Time the steps of a trainer in blocks, and after each block the same number of calls of something else.
 
     Args:
-        block: Steps of a block that count.
-        other: What to time after a block, given the images ``(N, C, H, W)`` of its last step.
+        block: Counted steps per block.
+        other: What to time after a block; it gets the images ``(N, C, H, W)`` of the block's last step.
     """
 
     def __init__(self, block: int, other: Callable[[Tensor], object]) -> None:
@@ -40,11 +40,11 @@ class StepClock:
         self._last = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Follow a trainer."""
+        """Attach to a trainer."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Note the step that has just ended: from the end of the one before, so with its wait for the loader."""
+        """Record the step that has just ended, timed from the end of the one before: the wait for data counts."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -68,63 +68,67 @@ def measure(
     device: str = "cpu",
     seed: int = 0,
 ) -> Result:
-    """Measure steps of one shot with alignment and SGD, on phantom scans.
+    """Measure one-shot training steps with alignment loss and SGD, on phantom scans.
 
     Args:
         encoder: One of ``ENCODERS``.
-        batch_size: Episodes of a step.
-        steps: Steps in a row that count, then as many of the encoder alone.
-        repeats: How often that is done, after one that does not count.
+        batch_size: Episodes per step.
+        steps: Counted steps in a row, followed by the same number with the encoder alone.
+        repeats: Counted rounds, after one warm-up round.
         size: Rows and columns of a slice.
-        device: Where the network is.
-        seed: Of everything.
+        device: Device of the network.
+        seed: Random seed of phantoms, weights and episodes.
 
     Returns:
         Seconds and ratio.
 
     Raises:
-        ValueError: If the name is unknown or a number out of range.
+        ValueError: If the encoder is unknown or a number is out of range.
     """
     check_positive_integers(batch_size=batch_size, steps=steps, repeats=repeats, size=size)
     refuse_unknown("encoder", [encoder], ENCODERS)
-    depth, last_stage = ENCODERS[encoder]
     torch.manual_seed(seed)
+    keys = _keys(encoder, size, seed) | {
+        "device": device,
+        "batch_size": batch_size,
+        "max_epochs": 1,
+        "epoch_length": (PREFETCHED + steps) * (repeats + 1),
+        "train::handlers": "$benchmark_handlers",
+    }
     with tempfile.TemporaryDirectory() as folder, tqdm(desc=f"training {encoder}", unit="step", leave=False) as bar:
-        keys = {
-            "output_dir": folder,
-            "device": device,
-            "batch_size": batch_size,
-            "slice_size": [size, size],
-            "superpixel_size": max(1, 400 * size**2 // 256**2),
-            "phantom": {"unlabeled": 2, "labeled": 1, "size": [size, size, 8], "seed": seed},
-            "network_def::encoder::depth": depth,
-            "network_def::encoder::last_stage": last_stage,
-            "max_epochs": 1,
-            "epoch_length": (PREFETCHED + steps) * (repeats + 1),
-            "train::handlers": "$benchmark_handlers",
-        }
         handlers: list[Any] = []
-        parser = parsed(["train.yaml"], keys, benchmark_handlers=handlers)
-        alone = _EncoderAlone(build_network(encoder, seed).encoder.to(device))
-        clock = StepClock(steps, alone)
+        parser = parsed(["train.yaml"], {**keys, "output_dir": folder}, benchmark_handlers=handlers)
+        clock = StepClock(steps, _EncoderAlone(build_network(encoder, seed).encoder.to(device)))
         handlers += [clock, _Progress(bar)]
         parser.get_parsed_content("train::trainer").run()
-    ours, floor = median(clock.steps[steps:]), median(clock.others[steps:])
-    return Result(
-        "training",
-        {"encoder": encoder, "batch_size": batch_size},
-        {
-            "ours, s a step": ours,
-            "encoder alone, s a step": floor,
-            "ours, steps/s": 1 / ours,
-            "ours, episodes/s": batch_size / ours,
-            "ours / encoder alone": ours / floor,
-        },
-    )
+    values = _values(median(clock.steps[steps:]), median(clock.others[steps:]), batch_size)
+    return Result("training", {"encoder": encoder, "batch_size": batch_size}, values)
+
+
+def _keys(encoder: str, size: int, seed: int) -> dict[str, Any]:
+    """Return what the config says of the network and of the phantom scans."""
+    depth, last_stage = ENCODERS[encoder]
+    return {
+        "slice_size": [size, size],
+        "superpixel_size": max(1, 400 * size**2 // 256**2),
+        "phantom": {"unlabeled": 2, "labeled": 1, "size": [size, size, 8], "seed": seed},
+        "network_def::encoder::depth": depth,
+        "network_def::encoder::last_stage": last_stage,
+    }
+
+
+def _values(ours: float, floor: float, batch_size: int) -> dict[str, float]:
+    return {
+        "ours, s a step": ours,
+        "encoder alone, s a step": floor,
+        "ours, steps/s": 1 / ours,
+        "ours, episodes/s": batch_size / ours,
+        "ours / encoder alone": ours / floor,
+    }
 
 
 class _EncoderAlone:
-    """Forward and backward of an encoder in training mode, and nothing else."""
+    """Forward and backward pass of an encoder in training mode, and nothing else."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.encoder = encoder.train()

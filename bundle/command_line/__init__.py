@@ -1,1 +1,1 @@
-"""The command line: configs by name, checks of what a user types, and errors in one sentence."""
+"""The command line: configs by name, checks of the user's input, and errors in one sentence."""

@@ -1,4 +1,4 @@
-"""Checks of single values that a user gives."""
+"""Checks of single values that a user sets."""
 
 from __future__ import annotations
 
@@ -11,46 +11,66 @@ from bundle.files import keep_alone
 
 
 def check_positive_integers(**counts: Any) -> None:
-    """Raise if a number of things to do is not a whole number of at least 1.
+    """Raise if a count is not a whole number of at least 1.
 
     Raises:
-        ValueError: With the name and the value of the first that is not.
+        ValueError: With the name and the value of the first wrong one.
     """
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}. Write, for example, 1.")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise if a random seed is not a whole number of at least 0.
+
+    Raises:
+        ValueError: With the value.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}. Write, for example, --seed 0.")
+
+
+def refuse_file(folder: Path) -> None:
+    """Raise if the output folder of a command is a file.
+
+    Raises:
+        ValueError: With the path.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file. Give a folder.")
 
 
 def refuse_missing_device(device: Any) -> None:
-    """Raise if there is no such device.
+    """Raise if a device does not exist.
 
     Raises:
-        ValueError: If it is no name of a device, or a GPU that PyTorch does not see.
+        ValueError: If it is not the name of a device, or a GPU that PyTorch does not see.
     """
-    import torch  # here, so that a command's manual is shown without waiting for it
+    import torch  # here, so that --help does not wait for it
 
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a name such as cpu or cuda:0, got {device!r}. Use --device cpu.") from error
     if wanted.type == "cuda" and (wanted.index or 0) >= (seen := torch.cuda.device_count()):
-        raise ValueError(f"device {device} is not there: GPUs that PyTorch sees: {seen}. Use --device cpu.")
+        raise ValueError(f"device {device} does not exist: PyTorch sees {seen} GPUs. Use --device cpu.")
 
 
 def keep_folder(folder: str | Path) -> None:
-    """Let no other command write to a command's folder as long as this one runs.
+    """Lock a command's output folder for as long as the command runs.
 
     Raises:
-        WriteError: If another command works in it, or it cannot be written to.
+        WriteError: If another command uses the folder, or it cannot be written to.
     """
-    if is_command() and os.environ.get("RANK", "0") == "0":  # of several processes, the first keeps it for all
+    if is_command() and os.environ.get("RANK", "0") == "0":  # with several processes, the first locks it for all
         keep_alone(folder)
 
 
 def switch(value: bool | str) -> bool:
-    """Return a switch of a config, which may come from the command line as a word.
+    """Return the value of a switch, which the command line may give as a text.
 
-    Without it, ``--resume false`` would be the word "false", and a word counts as true.
+    Otherwise ``--resume false`` would be the text "false", which counts as true.
 
     Raises:
         ValueError: If it is neither true nor false.

@@ -1,8 +1,8 @@
-"""The keys that a command gives, against the configs that it reads: what is misspelt is refused before any work.
+"""The keys of a command, checked against the configs that it reads: misspelt ones are refused before any work.
 
 config files + keys of the command  ->  nothing, or one sentence with the nearest known name
 
-Programs that host the bundle, such as a server, have words of their own: those are let alone.
+Programs that host the bundle, such as a server, have their own options, which are not checked.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ RUN_ARGUMENTS = {
     "properties_path",
     "help",
 }
-"""What ``monai.bundle run`` itself takes."""
+"""Options of ``monai.bundle run`` itself."""
 
-TOP = "See the top of the config file for the keys there are."
+TOP = "See the top of the config file for its keys."
 
 
 def check_command(argv: Sequence[str] | None = None) -> None:
-    """Raise if a key of this process's command belongs to no config; let a program that hosts the bundle alone.
+    """Raise if a key of this process's command belongs to no config; programs that host the bundle are not checked.
 
     Args:
-        argv: The command's words, the program first; ``None`` takes this process's.
+        argv: The words of the command, with the program first; ``None`` takes this process's.
 
     Raises:
         ValueError: If a key is unknown, at the top or in a part of the config, or set to a null that MONAI ignores; the
-            message names the nearest known one.
+            message suggests the nearest known key.
     """
     if argv is None and not is_command():
         return
@@ -54,7 +54,7 @@ def check_command(argv: Sequence[str] | None = None) -> None:
     if args_file := keys.get("args_file"):
         keys = {**read_config(Path(str(args_file))), **keys}
     files = _config_files(keys.get("config_file"))
-    if files:  # else not started by a command with a config
+    if files:  # a command without a config has no keys to check
         refuse_unknown_keys(files, keys, RUN_ARGUMENTS)
         _refuse_lost_nulls(keys)
         check_merged(files, {key: value for key, value in keys.items() if key not in RUN_ARGUMENTS})
@@ -63,12 +63,12 @@ def check_command(argv: Sequence[str] | None = None) -> None:
 def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further: Iterable[str] = ()) -> None:
     """Raise if a key belongs to no config.
 
-    MONAI takes any key, and ignores in silence one that nothing uses. Here a key is known if the first config file or
-    an override that is shipped beside it has it, or if any of the files refers to it.
+    MONAI accepts any key, and silently ignores one that nothing uses. Here a key is known if it is in the first config
+    file or in a shipped override, or if any of the files refers to it.
 
     Args:
         files: The config files, in order.
-        keys: Keys that the command sets, ``a#b`` or ``a::b`` for a part of ``a``.
+        keys: Keys that the command sets; ``a#b`` or ``a::b`` is a part of ``a``.
         further: Other known names.
 
     Raises:
@@ -86,16 +86,16 @@ def refuse_unknown_keys(files: Sequence[Path], keys: Mapping[str, Any], further:
 
 
 def check_merged(files: Sequence[Path], keys: Mapping[str, Any]) -> None:
-    """Raise if a part of the merged config, or a key of such a part, is not there, or a value is of the wrong kind.
+    """Raise if a key names no part of the merged config, or a value is of the wrong kind.
 
     Args:
         files: The config files, in order.
         keys: Keys that the command sets; each may be a part, as ``train#trainer#max_epochs``.
 
     Raises:
-        ValueError: If a key leads to no part, a part's ``_target_`` does not take it, or a value breaks its rule.
+        ValueError: If a key names no part, a part's ``_target_`` does not accept it, or a value breaks its rule.
     """
-    from bundle.command_line.parts import check_components, merged  # here, since it imports MONAI
+    from bundle.command_line.parts import check_components, merged  # imports MONAI
 
     config = merged(files, keys)
     check_literals(config)
@@ -108,7 +108,7 @@ def _refuse_lost_nulls(keys: Mapping[str, Any]) -> None:
     for key, value in keys.items():
         if value in (None, "null"):
             raise ValueError(
-                f"--{key} null does not set null: MONAI reads a word, or ignores it. Write --{key} '$None', in quotes."
+                f"--{key} null does not set null: MONAI reads a text, or ignores it. Write --{key} '$None', in quotes."
             )
 
 

@@ -1,4 +1,4 @@
-"""The shipped configs, with which everything is built that a user would get; files are read with errors in words."""
+"""The shipped configs: found by name, read with errors in plain words, and parsed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 from bundle.root import bundle_root
 
 ROOT = bundle_root()
-"""The bundle's folder, with its configs."""
+"""The bundle's folder, which holds ``configs/``."""
 
 
 def config_path(name: str) -> Path:
     """Find a config by its name in ``configs/``, with or without ``.yaml``, or by its path.
 
-    A file of the working folder with the name of a shipped config does not take its place; ``./<name>`` does.
+    A shipped config takes precedence over a file of that name in the working folder, which is ``./<name>``.
 
     Raises:
-        ValueError: If there is none; the message lists those there are.
+        ValueError: If there is no such config; the message lists the shipped ones.
     """
     shipped = [ROOT / "configs" / f"{name}.yaml", ROOT / "configs" / name]
     for path in [Path(name), *shipped] if "/" in name or os.sep in name else [*shipped, Path(name)]:
@@ -35,10 +35,10 @@ def config_path(name: str) -> Path:
 
 
 def config_paths(*names: Any) -> list[Path]:
-    """Find configs that are named one by one, in a list, or in a text with commas between; ``None`` names none.
+    """Find configs that are given one by one, in a list, or as a text with commas between; ``None`` gives none.
 
     Raises:
-        ValueError: If one is no text, or is not there.
+        ValueError: If a name is not a text, or there is no such config.
     """
     found: list[Path] = []
     for given in names:
@@ -53,12 +53,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a config file: a mapping in YAML or JSON.
 
     Raises:
-        ValueError: If it is no such file; the message names it.
+        ValueError: If it cannot be read as one; the message states the path.
     """
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise ValueError(f"a config must end in .yaml, .yml or .json, got {path}. Rename it.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is valid YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the config {path} cannot be read ({reason}). Correct the file.") from error
@@ -69,17 +69,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parsed(names: Sequence[str], keys: dict[str, Any], **objects: Any) -> ConfigParser:
-    """Read a config, and overrides after it.
+    """Read a config and the overrides after it.
 
     Args:
         names: Names or paths, such as ``["inference", "preset_paper"]``.
-        keys: What to change in it, such as ``{"network_def::encoder::depth": 101}``.
-        **objects: What expressions (``"$name"``) of ``keys`` may name.
+        keys: Keys to set, such as ``{"network_def::encoder::depth": 101}``.
+        **objects: Objects that expressions (``"$name"``) in ``keys`` may use.
 
     Raises:
         ValueError: If there is no such config.
     """
-    from monai.bundle import ConfigParser  # here, so that a command's manual is shown without waiting for it
+    from monai.bundle import ConfigParser  # here, so that --help does not wait for it
 
     parser = ConfigParser(globals=objects)
     parser.read_config([str(config_path(name)) for name in names])

@@ -1,4 +1,4 @@
-"""What a user sees of a mistake: an error over the input ends in one plain sentence, and a stop by Ctrl-C, too."""
+"""How errors are shown: an error in the user's input is one plain sentence, and so is a stop by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from types import TracebackType
 from bundle.files import FULL, advice
 
 EXPLAINED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
-"""What the bundle raises over a user's input."""
+"""Errors that the bundle raises for a user's input."""
 
-STOPPED = "stopped by Ctrl-C. What was finished is kept; rerun the command to do the rest."
+STOPPED = "stopped by Ctrl-C. Finished work is kept; rerun the command to do the rest."
 INTERRUPTED = 130
-"""Exit code of a command that was stopped by Ctrl-C, as shells have it."""
+"""Exit code of a command that was stopped by Ctrl-C, as in shells."""
 
 
 def explain_errors() -> None:
-    """From now on, let a bundle command that fails over its input end in one sentence instead of pages of traceback.
+    """From now on, show an error in the input of a bundle command as one sentence instead of a traceback.
 
-    Programming errors keep their traceback, and so does everything if the environment sets ``MONAI_DEBUG``. The exit
-    code stays 1. With several processes, the one is named.
+    Programming errors keep their traceback, and with ``MONAI_DEBUG`` in the environment all errors do. The exit code
+    stays 1. With several processes, the message names the process.
     """
     if is_command():
         sys.excepthook = _explain
@@ -35,9 +35,9 @@ def explain_errors() -> None:
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """Let a command that fails over its input end in one sentence, with exit code 1; stopped by Ctrl-C, with 130.
+    """Show an error in a command's input as one sentence, with exit code 1; after Ctrl-C the exit code is 130.
 
-    ``MONAI_DEBUG`` shows the traceback.
+    With ``MONAI_DEBUG`` in the environment the traceback is shown.
     """
     _quiet_decoders()
     try:
@@ -53,15 +53,16 @@ def in_one_sentence() -> Iterator[None]:
 
 
 def _quiet_decoders() -> None:
-    """Keep MONAI from telling for every file that a GPU decoder of DICOM is not there."""
+    """Suppress MONAI's warning, for every file, that a GPU decoder for DICOM is missing."""
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 
 def sentence_of(error: BaseException) -> str | None:
-    """Return what a user should read of an error: the words of the bundle, or a wrong part of a config.
+    """Return the sentence of an error for the user; ``None`` for a programming error.
 
-    MONAI wraps errors several times; this is the first cause. ``None``: a mistake in the program.
+    MONAI wraps errors several times; the sentence is that of the bundle's own error, or names the wrong part of a
+    config.
     """
     first: BaseException | None = error
     while first is not None and not isinstance(first, EXPLAINED_ERRORS):
@@ -74,18 +75,18 @@ def sentence_of(error: BaseException) -> str | None:
 
 
 def _config_mistake(error: BaseException) -> str | None:
-    """Say what is wrong with a part of a config: its ``_target_``, what that is given, or an expression."""
+    """Return what is wrong with a part of a config: its ``_target_``, an argument, or an expression."""
     text, cause = str(error), error.__cause__
     if isinstance(error, ModuleNotFoundError) and text.startswith("Cannot locate class"):
         return f"{text} Correct the _target_ in the config."
     if cause is None or isinstance(cause, EXPLAINED_ERRORS):
         return None
     if found := re.match(r"Failed to instantiate component '([\w.]+)'", text):
-        # Below its own line the component has started, and the mistake is not the config's.
+        # Deeper in the stack the component was running already, and the mistake is not the config's.
         ours = isinstance(cause, TypeError) and _depth(cause) == 1
         return f"the config's {found.group(1)} cannot be made: {cause}. Correct its keys." if ours else None
     if found := re.match(r"Failed to evaluate \w+:\s*(.+)", text, re.DOTALL):
-        # The expression is one line below the call of eval, and so is what it does itself.
+        # The expression itself runs at most one call below eval.
         ours = _depth(cause) <= 2
         reason = f"{type(cause).__name__}: {cause}"
         return f"the config's expression {found.group(1)} fails ({reason}). Correct the keys it uses." if ours else None
@@ -101,14 +102,14 @@ def _depth(error: BaseException) -> int:
 
 
 def is_command() -> bool:
-    """Tell whether this process is a command of MONAI or of the bundle, and no program that hosts us."""
+    """Return whether this process is a command of MONAI or of the bundle, not a program that hosts the bundle."""
     started = Path(sys.argv[0])
     return started.parts[-2:] == ("bundle", "__main__.py") or started.stem == "alpnet"
 
 
 def _shown(sentence: str) -> str:
     place = f" in process {os.environ['RANK']}" if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    return f"error{place}: {sentence}\n(MONAI_DEBUG=1 shows where it came from)"
+    return f"error{place}: {sentence}\n(MONAI_DEBUG=1 shows the traceback)"
 
 
 def _explain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,8 +1,8 @@
-"""From the words of a command to the verb that does it: manuals, misspelt verbs, errors in one sentence.
+"""From the words of a command to the function that runs it: help texts, misspelt verbs, errors in one sentence.
 
 ["prepare", "chaos", "--source", "x"]  ->  bundle.prepare.commands.chaos(source="x")
 
-Nothing here imports PyTorch or MONAI, so that manuals and refusals are there at once.
+Nothing here imports PyTorch or MONAI, so that help texts and refusals appear at once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ HELP = ("--help", "-h", "help")
 
 @dataclass(frozen=True)
 class Commands:
-    """Functions of a module, which is only imported when one of them is called.
+    """Functions of a module, which is imported only when one of them is called.
 
     Attributes:
         summary: What they do, in a line.
-        module: Its docstring is the manual of the verb, the functions' docstrings are those of the subcommands.
-        names: Subcommands and the functions, or methods (``Class.method``), that do them; ``""`` alone for a verb
-            without subcommands. What the class is made with are options, too.
+        module: Its docstring is the help text of the verb; the functions' docstrings are those of the subcommands.
+        names: Subcommands and their functions or methods (``Class.method``); a verb without subcommands has only
+            ``""``. The arguments of the class's constructor are options, too.
     """
 
     summary: str
@@ -40,7 +40,7 @@ class Commands:
     names: Mapping[str, str]
 
     def help(self, name: str, subcommand: str = "") -> str:
-        """Return the manual of the verb or of a subcommand, without importing the module."""
+        """Return the help text of the verb or of a subcommand, without importing the module."""
         spec = find_spec(self.module)
         assert spec is not None
         assert spec.origin is not None
@@ -51,12 +51,12 @@ class Commands:
             inner = [one for one in node.body if isinstance(one, ast.ClassDef | ast.FunctionDef)]
             node = next(one for one in inner if one.name == part)
             pages.insert(0, ast.get_docstring(node))
-        if not any(page and "\n" in page for page in pages):  # it tells no option
+        if not any(page and "\n" in page for page in pages):  # it lists no options
             pages.append(ast.get_docstring(module))
         return f"{name} {subcommand}".strip() + ": " + "\n\n".join(page for page in pages if page)
 
     def run(self, name: str, words: Sequence[str]) -> None:
-        """Call the function that the first word names.
+        """Call the function of the first word.
 
         Raises:
             ValueError: If there is no such subcommand, or an option is wrong.
@@ -64,12 +64,12 @@ class Commands:
         subcommand, *options = ["", *words] if "" in self.names else words or ["--help"]
         if subcommand not in self.names:
             listed = f"{name} has {', '.join(self.names)}."
-            raise ValueError(f"{name} has no command {subcommand!r}. {nearest(subcommand, self.names, listed)}")
+            raise ValueError(f"{name} has no subcommand {subcommand!r}. {nearest(subcommand, self.names, listed)}")
         call(_function(self.module, self.names[subcommand]), options, f"{name} {subcommand}".strip())
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:
-    """Return a function of a module, or a method as a function that takes the options of its class, too."""
+    """Return a function of a module, or a method as a function that also takes the arguments of its class."""
     owner, _, method = name.rpartition(".")
     if not owner:
         return getattr(importlib.import_module(module), name)
@@ -92,12 +92,12 @@ Verbs = Mapping[str, Workflow | Commands]
 
 
 def main(words: Sequence[str], verbs: Verbs, manual: str) -> None:
-    """Do what a command says; a mistake of the user ends it in one sentence, with exit code 1.
+    """Run a command; an error in its input ends it with one sentence and exit code 1.
 
     Args:
         words: The words after the program's name.
-        verbs: What can be done, by name.
-        manual: Of all.
+        verbs: The verbs, by name.
+        manual: The help text of the program.
     """
     with in_one_sentence():
         name, *rest = words or ["--help"]
@@ -117,7 +117,7 @@ def main(words: Sequence[str], verbs: Verbs, manual: str) -> None:
 
 
 def manual_of(verb: Workflow | Commands, name: str, words: Sequence[str]) -> str:
-    """Return the manual that a command asks for; ``""`` if it asks for none."""
+    """Return the help text that a command asks for; ``""`` if it asks for none."""
     needs_subcommand = isinstance(verb, Commands) and "" not in verb.names
     if not (any(word in HELP[:2] for word in words) or (needs_subcommand and not words)):
         return ""

@@ -1,4 +1,4 @@
-"""The merged config, part by part: does each key lead somewhere, and does each component take what it is given?"""
+"""The merged config, checked part by part: each key must exist, and each component must accept its arguments."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bundle.command_line.values import KINDS, is_expression
 from bundle.command_line.words import nearest
 
 FREE = ("organs", "groups", "published")
-"""Mappings whose names are the user's."""
+"""Mappings whose keys the user chooses."""
 
 
 def merged(files: Sequence[Path], keys: Mapping[str, Any]) -> dict[str, Any]:
     """Merge config files, then single keys, as MONAI does.
 
     Raises:
-        ValueError: If a key leads to a part that is not there, with its place and the nearest name.
+        ValueError: If a key names a part that does not exist, with its place and the nearest name.
     """
     parser = ConfigParser({})
     contents = [(str(path), read_config(path)) for path in files]
@@ -46,7 +46,9 @@ def _check_place(config: Mapping[str, Any], key: str, place: str, text: str) -> 
         whole, is_last = "#".join(names[:depth]), depth == len(names) - 1
         if isinstance(node, list):
             if not (name.isdigit() and int(name) < len(node)):
-                raise ValueError(f"{place} sets {key}, but {whole} has the numbers 0 to {len(node) - 1}. Give one.")
+                raise ValueError(
+                    f"{place} sets {key}, but {whole} has only the entries 0 to {len(node) - 1}. Choose one."
+                )
             node = node[int(name)]
         elif isinstance(node, Mapping):
             if name not in node and not (is_last and _may_be_new(node, names, text)):
@@ -58,7 +60,7 @@ def _check_place(config: Mapping[str, Any], key: str, place: str, text: str) -> 
 
 
 def _check_replacement(parser: ConfigParser, key: str, value: Any) -> None:
-    """Refuse a number or a text in place of a mapping or a list, where no kind of the table allows it."""
+    """Refuse a number or a text in place of a mapping or a list, unless the table of kinds allows it."""
     name = key.lstrip("+%").replace("#", "::")
     before = parser.get(name) if name in parser else None
     if not isinstance(before, dict | list) or isinstance(value, Mapping | list | tuple) or value is None:
@@ -71,13 +73,13 @@ def _check_replacement(parser: ConfigParser, key: str, value: Any) -> None:
 
 
 def _may_be_new(node: Mapping[str, Any], names: Sequence[str], text: str) -> bool:
-    """Tell whether a mapping may get one more key: a component, whose arguments are checked later, or free names."""
+    """Return whether a mapping may get a new key: components, whose arguments are checked later, and free names."""
     referred = re.search(rf"[@%]{'(::|#)'.join(map(re.escape, names))}\b", text)
     return len(names) == 1 or "_target_" in node or names[0] in FREE or referred is not None
 
 
 def check_components(config: Mapping[str, Any]) -> None:
-    """Raise if a component does not exist or does not take one of its keys; nothing is made.
+    """Raise if a component does not exist or does not accept one of its keys; nothing is instantiated.
 
     Raises:
         ValueError: With the component's place in the config and the nearest argument.
@@ -87,12 +89,12 @@ def check_components(config: Mapping[str, Any]) -> None:
         target = ConfigComponent(component, locator=locator).resolve_module_name()
         made = locate(target) if isinstance(target, str) else target
         if made is None:
-            raise ValueError(f"{place} in the config is made by {target}, which does not exist. Correct its _target_.")
+            raise ValueError(f"{place} in the config has the _target_ {target}, which does not exist. Correct it.")
         arguments = _arguments(made)
         for key in component:
             if arguments is not None and not key.startswith("_") and key not in arguments:
-                hint = nearest(key, arguments, f"It takes {', '.join(arguments)}.")
-                raise ValueError(f"unknown key {f'{place}#{key}'!r}: {target} takes no {key}. {hint}")
+                hint = nearest(key, arguments, f"It accepts {', '.join(arguments)}.")
+                raise ValueError(f"unknown key {f'{place}#{key}'!r}: {target} does not accept {key}. {hint}")
 
 
 def _components(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,7 +106,7 @@ def _components(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _arguments(made: Any) -> list[str] | None:
-    """Return the names of what a class or function takes; ``None`` if it takes any, or does not tell."""
+    """Return the argument names of a class or function; ``None`` if it accepts any, or cannot be inspected."""
     try:
         parameters = inspect.signature(made).parameters.values()
     except (TypeError, ValueError):
@@ -112,6 +114,6 @@ def _arguments(made: Any) -> list[str] | None:
     names = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     if not any(one.kind is one.VAR_KEYWORD for one in parameters):
         return names
-    # What a class of ours does not take by name goes to the class that it extends.
+    # Our classes pass further arguments to the class that they extend.
     above = _arguments(made.__mro__[1]) if inspect.isclass(made) and made.__module__.startswith("bundle.") else None
     return None if above is None else [*names, *above]

@@ -1,6 +1,6 @@
-"""MONAI without the second that its import of transformers takes, where that package is installed.
+"""MONAI without its import of transformers, which takes a second where that package is installed.
 
-MONAI needs it for a network that is not used here. The encoder that needs it imports it by itself, later.
+MONAI needs it for a network that is not used here. The encoder that needs it imports it later.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the keys of the configs may be: one table, read before any work starts.
+"""The valid values of the configs' keys: one table, checked before any work starts.
 
 key and value  ->  kind: a rule, an example  ->  nothing, or one sentence
 
-Both configs have it checked by ``initialize``; what a command sets is checked before MONAI is imported.
+``initialize`` checks the values of both configs; those that a command sets are checked before MONAI is imported.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bundle.command_line.checks import refuse_missing_device
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be.
+    """A kind of value.
 
     Attributes:
         rule: What follows "must be" in a message.
         example: A value of the kind, as it is typed.
-        accepts: Tells whether a value is of the kind.
+        accepts: Returns whether a value is of the kind.
     """
 
     rule: str
@@ -31,7 +31,7 @@ class Kind:
     accepts: Callable[[Any], bool]
 
     def or_null(self) -> Kind:
-        """Return the kind that takes null, too."""
+        """Return the kind that accepts null, too."""
         return replace(self, rule=f"{self.rule}, or null", accepts=lambda value: value is None or self.accepts(value))
 
 
@@ -75,7 +75,7 @@ def _whole(low: int, high: int | None = None) -> Kind:
 
 
 def _choice(*values: Any) -> Kind:
-    # By kind as well, since True equals 1.
+    # By type as well, since True equals 1.
     known = {(type(value), value) for value in values}
     return Kind(
         f"one of {', '.join(map(str, values))}",
@@ -174,14 +174,14 @@ KINDS: dict[str, Kind] = {
     "slice_batch": COUNT,
     "support_roots": PATHS,
 }
-"""Key -> what it may be. What is not here is free, or checked where it is used."""
+"""Key -> its kind. Other keys are free, or checked where they are used."""
 
 
 def check_values(**values: Any) -> None:
-    """Raise if a key of a config has a value of the wrong kind, or the device is not there.
+    """Raise if a key of a config has a value of the wrong kind, or the device does not exist.
 
     Args:
-        **values: Keys and their values; those that the table does not have pass.
+        **values: Keys and their values; keys that are not in the table pass.
 
     Raises:
         ValueError: With the first wrong key, its rule, its value and an example.
@@ -195,7 +195,7 @@ def check_values(**values: Any) -> None:
 
 
 def check_literals(config: Mapping[str, Any]) -> None:
-    """Check the keys of a config, except those that MONAI makes or works out.
+    """Check the keys of a config, except components and expressions.
 
     Raises:
         ValueError: As ``check_values`` does.
@@ -205,12 +205,12 @@ def check_literals(config: Mapping[str, Any]) -> None:
 
 
 def is_component(value: Any) -> bool:
-    """Tell whether MONAI makes an object, or calls a function, of a part of a config."""
+    """Return whether a part of a config is an object that MONAI makes, or a function that it calls."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
 def refuse_bare(keys: Iterable[str]) -> None:
-    """Raise if a key stands without a value and is no switch; parts of a config, as ``a#b``, pass.
+    """Raise if a key has no value and is not a switch; parts of a config, as ``a#b``, pass.
 
     Raises:
         ValueError: With the first such key.
@@ -221,5 +221,5 @@ def refuse_bare(keys: Iterable[str]) -> None:
 
 
 def is_expression(value: Any) -> bool:
-    """Tell whether MONAI works a value out before it is used."""
+    """Return whether MONAI evaluates a value before it is used."""
     return isinstance(value, str) and value.startswith(("$", "@", "%"))

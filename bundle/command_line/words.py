@@ -2,7 +2,7 @@
 
 ["all", "--quick", "--slices", "3,4"]  ->  ("all",), {"quick": True, "slices": (3, 4)}, {"quick"}
 
-Then an option of a function, or a key of a config.
+These are then options of a function, or keys of a config.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -21,12 +23,12 @@ from bundle.command_line.values import refuse_bare
 
 @dataclass(frozen=True)
 class Words:
-    """What a command says.
+    """The parsed words of a command.
 
     Attributes:
         plain: Words that belong to no key.
-        keys: Keys with their values; hyphens in names are underscores.
-        bare: Keys that were given without a value: ``True`` stands in ``keys``, ``False`` for ``--no<key>``.
+        keys: Keys with their values; hyphens in names become underscores.
+        bare: Keys that were given without a value: in ``keys`` they are ``True``, or ``False`` for ``--no<key>``.
     """
 
     plain: tuple[Any, ...]
@@ -35,18 +37,18 @@ class Words:
 
 
 YAML = {"null": None, "true": True, "false": False}
-"""Words that configs have, and that Fire takes for texts."""
+"""Values of YAML that Fire reads as texts."""
 
 
 def read_words(words: Sequence[str], texts: bool = False) -> Words:
-    """Read the words of a command; numbers, lists and mappings become values, as do ``null``, ``true`` and ``false``.
+    """Read the words of a command; numbers, lists, mappings, ``null``, ``true`` and ``false`` become values.
 
     Args:
         words: The words.
-        texts: Leave ``null``, ``true`` and ``false`` as texts, as MONAI does.
+        texts: Keep ``null``, ``true`` and ``false`` as texts, as MONAI does.
 
     Raises:
-        ValueError: If a word is ``-`` or ``--``, which Fire would take for itself.
+        ValueError: If a word is ``-`` or ``--``, which Fire would interpret itself.
     """
     if lone := [word for word in words if word in ("-", "--")]:
         raise ValueError(f"{lone[0]!r} belongs to no key. Write --key value, without a space after the hyphens.")
@@ -63,6 +65,11 @@ def read_words(words: Sequence[str], texts: bool = False) -> Words:
     return taken[0]
 
 
+def typed_command() -> str:
+    """Return this process's command as it is typed in a shell."""
+    return shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
+
+
 def _bare(words: Sequence[str]) -> Iterable[str]:
     for place, word in enumerate(words):
         following = words[place + 1] if place + 1 < len(words) else "--"
@@ -75,7 +82,7 @@ def _is_key(word: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str], otherwise: str, dashes: str = "") -> str:
-    """Return the remedy for a misspelt name: the nearest known one, or another sentence."""
+    """Return the remedy for a misspelt name: the nearest known name, or else another sentence."""
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"Did you mean {dashes + near[0] if dashes else repr(near[0])}?" if near else otherwise
 
@@ -84,13 +91,13 @@ def call(function: Callable[..., Any], words: Sequence[str], name: str) -> Any:
     """Call a function with the words of a command as its keyword arguments.
 
     Args:
-        function: Its parameters are the options; ``**keys`` takes any other, and checks them itself. A parameter whose
-            annotation is a text, a whole number or a switch gets nothing else.
+        function: Its parameters are the options; ``**keys`` accepts any others, which the function checks itself.
+            Parameters annotated as a text, a whole number or a switch accept nothing else.
         words: The words of the command after its name.
-        name: What messages call the command.
+        name: The command's name in messages.
 
     Raises:
-        ValueError: If an option is unknown, missing, without a value or of the wrong kind, before the call.
+        ValueError: If an option is unknown, missing, without a value or of the wrong kind; the call is not made.
     """
     given = read_words(words)
     parameters = inspect.signature(function).parameters
@@ -104,7 +111,7 @@ def call(function: Callable[..., Any], words: Sequence[str], name: str) -> Any:
                 raise ValueError(f"{name} has no option --{key}. {nearest(key, options, listed, '--')}")
     for key, one in options.items():
         if one.default is inspect.Parameter.empty and key not in given.keys:
-            raise ValueError(f"{name} needs --{key}. Give it a value; {name} --help says which.")
+            raise ValueError(f"{name} needs --{key}. Give it a value; see {name} --help.")
     hints = get_type_hints(function)
     refuse_bare(key for key in given.bare if bool not in _kinds(hints.get(key)))
     for key, value in given.keys.items():

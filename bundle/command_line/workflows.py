@@ -1,4 +1,4 @@
-"""Workflows of the configs, started by their names: config files and keys -> checks -> MONAI."""
+"""The workflows of the configs, run by name: config files and keys -> checks -> MONAI."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ USAGE = """{name}: {summary}
 
     python -m bundle {name} --key value ...
 
-Every key of the config can be set, a part of it as --train#trainer#max_epochs 3. Config files that are put after the
-first, by name or path:
+Every key of the config can be set, and so can its parts, such as --train#trainer#max_epochs 3. Further config files
+override the first one, by name or path:
 
-    --configs data_sabs_ct,preset_fast_cpu     (--data is the same, and goes first)
+    --configs data_sabs_ct,preset_fast_cpu     (--data is the same, and is read first)
 
-The files: {files}. The keys that are meant to be set:
+Config files: {files}. Their main keys:
 """
 
 
@@ -35,8 +35,8 @@ class Workflow:
     Attributes:
         summary: What it does, in a line.
         first: The config that it reads first.
-        last: The config that goes after all others, if any.
-        run_id: What of the config is run.
+        last: The config that it reads after all others, if any.
+        run_id: The part of the config that is run.
     """
 
     summary: str
@@ -45,13 +45,13 @@ class Workflow:
     last: str | None = None
 
     def help(self, name: str) -> str:
-        """Return the manual: the config's keys that are meant to be set, each with its comment."""
+        """Return the help text: the main keys of the config, each with its comment."""
         files = [config_path(file) for file in (self.first, self.last) if file]
         usage = USAGE.format(name=name, summary=self.summary, files=", ".join(path.name for path in files))
         return "\n".join([usage, *(_keys_to_set(path) for path in files)])
 
     def run(self, name: str, words: Sequence[str]) -> None:
-        """Check all that can be wrong in a command, and run it.
+        """Check a command, and run it.
 
         Raises:
             ValueError: If the command or a config is wrong, before any work.
@@ -65,7 +65,7 @@ class Workflow:
         check_literals(keys)
         for key, value in self._places(overrides).items():
             keys.setdefault(key, value)
-        from bundle.command_line.quick_monai import ConfigWorkflow  # here, since MONAI takes seconds
+        from bundle.command_line.quick_monai import ConfigWorkflow  # importing MONAI takes seconds
 
         check_merged(files, {key: value for key, value in keys.items() if key not in TAKEN_BY_MONAI})
         workflow = ConfigWorkflow([str(path) for path in files], run_id=self.run_id, **keys)
@@ -74,7 +74,7 @@ class Workflow:
         workflow.finalize()
 
     def _places(self, overrides: Sequence[Path]) -> dict[str, Any]:
-        """Return where a command from any folder reads and writes: beside the package, and in the working folder."""
+        """Return the folders of a command: it reads the installed bundle, and writes to the working folder."""
         output_dir = read_config(config_path(self.first))["output_dir"].replace("@results_root", "'.'")
         taken = {key for path in overrides for key in read_config(path)}
         places = {"bundle_root": str(ROOT), "output_dir": output_dir}
@@ -82,7 +82,7 @@ class Workflow:
 
 
 def _given_keys(name: str, words: Words) -> dict[str, Any]:
-    """Return the keys of a command, and of its ``--args_file`` where it does not set them itself."""
+    """Return the keys of a command, and those of its ``--args_file`` that it does not set itself."""
     if words.plain:
         raise ValueError(
             f"{str(words.plain[0])!r} belongs to no key. Write --key value, such as --dataset_dir <folder>."
@@ -94,7 +94,7 @@ def _given_keys(name: str, words: Words) -> dict[str, Any]:
     for key in CHOSEN_BY_THE_VERB:
         if key in keys:
             raise ValueError(
-                f"--{key} is chosen by {name} itself. Add config files with --configs <name or path>, or use "
+                f"--{key} is set by {name} itself. Add config files with --configs <name or path>, or use "
                 "python -m monai.bundle run."
             )
     for key in TAKEN_BY_MONAI:
@@ -105,15 +105,15 @@ def _given_keys(name: str, words: Words) -> dict[str, Any]:
 
 
 def _check_file(key: str, value: Any) -> None:
-    """Refuse a file that is not there: MONAI goes on without some of them."""
+    """Refuse a missing file: MONAI would ignore that some are missing."""
     if not isinstance(value, str) or not Path(value).is_file():
-        raise ValueError(f"--{key} must be a file that is there, got {value!r}. Correct the path, or leave it out.")
+        raise ValueError(f"--{key} must be an existing file, got {value!r}. Correct the path, or leave it out.")
 
 
 def _keys_to_set(path: Path) -> str:
-    """Return the part of a config that a user sets, with its comments: up to its paths, without its head."""
+    """Return the main keys of a config with their comments: the lines between its header and its paths."""
     lines = path.read_text(encoding="utf-8").split("# --- paths")[0].splitlines()
     start = next((place for place, line in enumerate(lines) if line.startswith("# --- set these")), None)
-    if start is None:  # a short one: what follows its first comment
+    if start is None:  # a short config: the lines after its header
         start = next(place for place, line in enumerate(lines) if line and not line.startswith("#"))
     return "\n".join(lines[start:]).rstrip()

@@ -1,7 +1,7 @@
 """``python -m bundle annotation_order``: is it worth annotating scans in the order that the bundle suggests?
 
-Scans whose label maps are all there play an annotator: one scan after the other is submitted, in the suggested order
-and in random ones, and after each all the rest is segmented anew and compared.
+The label maps of annotated scans simulate an annotator: scans are annotated one by one, in the suggested order and in
+random ones, and after each annotation all other scans are segmented again and compared.
 
 <output_dir>/cases.csv    Dice of every scan that is not annotated yet, after each annotation, in each order
 <output_dir>/table.md     means, and how many scans random orders need for the same Dice
@@ -11,8 +11,6 @@ and in random ones, and after each all the rest is segmented anew and compared.
 from __future__ import annotations
 
 import random
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +25,10 @@ from monai.metrics import compute_dice
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.command_line.checks import check_positive_integers, refuse_missing_device
+from bundle.command_line.checks import check_positive_integers, check_seed, refuse_file, refuse_missing_device
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
+from bundle.command_line.words import typed_command
 from bundle.data import list_scans
 from bundle.data.scans import scan_name
 from bundle.files import write_csv, written_whole
@@ -47,12 +46,12 @@ SUGGESTED = "suggested"
 
 @dataclass(frozen=True)
 class Step:
-    """What is known after an annotation.
+    """The result after an annotation.
 
     Attributes:
         order: ``"suggested"``, or ``"random 1"`` and so on.
         annotated: Names of the annotated scans, in order.
-        dice: Of each other scan, the mean over the organs that its label map shows.
+        dice: Dice of each other scan, the mean over the organs that its label map shows.
     """
 
     order: str
@@ -66,12 +65,12 @@ class Step:
 
     @property
     def folder(self) -> float:
-        """Mean Dice of all scans; the annotated ones are right."""
+        """Mean Dice of all scans; annotated ones count as 1."""
         return fmean([*self.dice.values(), *(1.0 for _ in self.annotated)])
 
     @property
     def worst(self) -> float:
-        """Least Dice of a scan."""
+        """Lowest Dice of a scan."""
         return min(self.dice.values())
 
 
@@ -92,12 +91,12 @@ class _Scan:
 
 
 class Annotator:
-    """Scans with their truth, which are annotated one by one.
+    """Scans with their truth, to be annotated one by one.
 
-    Their features are kept in memory, 1 MB a slice of 256 x 256.
+    Their features are kept in memory: 1 MB for a slice of 256 x 256 pixels.
 
     Args:
-        parser: ``configs/inference.yaml`` with what overrides it.
+        parser: ``configs/inference.yaml`` with its overrides.
         scans: Files of ``image`` and ``label``.
 
     Raises:
@@ -121,13 +120,13 @@ class Annotator:
         image, label = (plain(volumes[key]).to(self.device) for key in (IMAGE, LABEL))
         if not self._organs(label):
             raise ValueError(
-                f"{files[LABEL]} shows none of the organs, on the network's grid. Take the scan out of the folder."
+                f"{files[LABEL]} shows none of the organs on the network's grid. Remove the scan from the folder."
             )
         glance = glance_at(image, self._encode)
         return _Scan(files, image, label, self._encode(image), glance)
 
     def _organs(self, label: Tensor) -> list[int]:
-        """Return the organs of a label map, of those that are asked for."""
+        """Return the organs of a label map that the config asks for."""
         asked = self.inferer.organs
         return [organ for organ in organs_of(label) if asked is None or organ in asked.values()]
 
@@ -189,9 +188,9 @@ def annotation_order(
     Args:
         dataset_dir: Folder with images/ and labels/, every organ annotated.
         output_dir: Where cases.csv, table.md and curves.png go.
-        annotated: How many scans are annotated, one after the other.
-        orders: Random orders.
-        seed: Of the random orders.
+        annotated: How many scans are annotated, one by one.
+        orders: Number of random orders.
+        seed: Random seed of the random orders.
         configs: Overrides after configs/inference.yaml, by name or path, such as data_chaos_t2.
         **keys: Any key of the config, such as --checkpoint model.pt.
 
@@ -200,25 +199,25 @@ def annotation_order(
         FileNotFoundError: If there is no scan.
     """
     check_positive_integers(annotated=annotated, orders=orders)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
-    dataset_dir, output_dir = str(dataset_dir), str(output_dir)
+    check_seed(seed)
     files = config_paths("inference", configs)
     refuse_unknown_keys(files, keys)
     check_merged(files, keys)
-    scans = [scan for scan in list_scans(dataset_dir) if LABEL in scan]
+    scans = [scan for scan in list_scans(str(dataset_dir)) if LABEL in scan]
     if annotated >= len(scans):
         raise ValueError(
             f"annotated must be below the number of scans with a label map, {len(scans)} in {dataset_dir}, got "
-            f"{annotated}: some must be left to segment."
+            f"{annotated}. Choose a smaller number, so that some scans are left to segment."
         )
-    folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir {folder} is a file. Give a folder.")
+    folder = Path(str(output_dir))
+    refuse_file(folder)
     annotator = Annotator(parsed([str(path) for path in files], keys), scans)
-    steps = simulate(annotator, annotated, orders, seed)
+    _write(folder, simulate(annotator, annotated, orders, seed))
+
+
+def _write(folder: Path, steps: Sequence[Step]) -> None:
     write_csv(folder / "cases.csv", _rows(steps))
-    text = _table(steps, {"command": shlex.join(["python", "-m", "bundle", *sys.argv[1:]])})
+    text = _table(steps, {"command": typed_command()})
     with written_whole(folder / "table.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     with written_whole(folder / "curves.png") as unfinished:
@@ -227,7 +226,7 @@ def annotation_order(
 
 
 def simulate(annotator: Annotator, annotated: int, orders: int, seed: int) -> list[Step]:
-    """Annotate in the suggested order and in random ones, and compare after each scan."""
+    """Annotate in the suggested order and in random ones, and compare after each annotation."""
     draw = random.Random(seed)
     shuffled = {f"random {n + 1}": draw.sample(sorted(annotator.scans), annotated) for n in range(orders)}
     found = []
@@ -241,7 +240,7 @@ def simulate(annotator: Annotator, annotated: int, orders: int, seed: int) -> li
 
 
 def needed(curve: Sequence[float], dice: float) -> int | None:
-    """Return how many annotated scans a curve needs to come to a Dice; ``None`` if it never does."""
+    """Return how many annotated scans a curve needs to reach a Dice; ``None`` if it never does."""
     return next((number for number, value in enumerate(curve, start=1) if value >= dice), None)
 
 
@@ -262,7 +261,7 @@ def _rows(steps: Sequence[Step]) -> list[list[str]]:
 
 
 def _table(steps: Sequence[Step], about: Mapping[str, str]) -> str:
-    """Return a table for each measure, with how many scans random orders need for the suggested one's Dice."""
+    """Return a table for each measure, with how many scans random orders need to reach the suggested order's Dice."""
     order = next(step.annotated for step in reversed(steps) if step.order == SUGGESTED)
     lines = ["# Order of annotation", "", *(f"- {name}: {value}" for name, value in {**about, **versions()}.items())]
     lines += [f"- suggested order: {', '.join(order)}"]
@@ -271,7 +270,7 @@ def _table(steps: Sequence[Step], about: Mapping[str, str]) -> str:
         columns = list(zip(*others, strict=True))
         means = [fmean(column) for column in columns]
         lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines += ["| annotated scans | suggested | random, mean | least | most | random needs as many |"]
+        lines += ["| annotated scans | suggested | random, mean | lowest | highest | scans that random orders need |"]
         lines += ["| --- | --- | --- | --- | --- | --- |"]
         for number, (value, mean, column) in enumerate(zip(suggested, means, columns, strict=True), start=1):
             scans = needed(means, value) or f"more than {len(means)}"

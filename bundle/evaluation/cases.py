@@ -1,4 +1,4 @@
-"""Cases: one organ of one scan, segmented and compared. What tables and reports are made of, as a CSV file."""
+"""Cases: one organ of one scan, segmented and compared. Tables and reports are made from their CSV file."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ LATER_COLUMNS = {"quality", STEPS}
 """Columns that older tables lack."""
 
 COMPARED = tuple(METRICS)[:-2]
-"""The metrics that ``CaseMetrics`` has; quality comes with the scores, and seconds are measured here."""
+"""The metrics of ``CaseMetrics``; quality comes with the scores, and seconds are measured here."""
 
 
 class CaseTable:
     """Compare each organ of each scan with the truth, on the grid of the scan's own files: a CSV row for each.
 
     Args:
-        path: The CSV file; it is there when all scans are done, and ``report.html`` beside it. The report takes its
-            pictures from ``overlays`` beside it.
-        inferer: Knows organs and support.
+        path: The CSV file, written when all scans are done, with ``report.html`` in the same folder. The report takes
+            its pictures from ``overlays`` in that folder.
+        inferer: Gives organs and support.
         case: What all rows have in common, by column: dataset, method, setting, group, fold, seed, protocol, and the
-            steps of the training if they are known.
-        nsd_tolerance: Of the normalized surface Dice, mm.
-        settings: What the report says of configuration.
-        published: Dice x 100 by setting and organ, shown beside.
+            training steps if they are known.
+        nsd_tolerance: Tolerance of the normalized surface Dice, mm.
+        settings: Settings that the report lists.
+        published: Published Dice x 100 by setting and organ, to compare with.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class CaseTable:
         self.nsd_tolerance = nsd_tolerance
         self.settings = {name: str(value) for name, value in (settings or {}).items()}
         self.published = published
-        self._rows: list[list[dict[str, str]]] = []  # of each scan
+        self._rows: list[list[dict[str, str]]] = []  # one list for each scan
         self._started = self._seconds = 0.0
 
     def attach(self, engine: Engine) -> None:
-        """Follow the evaluator."""
+        """Attach to the evaluator."""
         engine.add_event_handler(Events.STARTED, lambda _: self._rows.clear())
         engine.add_event_handler(Events.ITERATION_STARTED, self.start_clock)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.stop_clock)
@@ -81,11 +81,11 @@ class CaseTable:
         engine.add_event_handler(Events.COMPLETED, self.report)
 
     def start_clock(self, engine: Engine) -> None:
-        """Note when a scan starts: it is read already, and not on the device yet."""
+        """Record when a scan starts: after it is loaded, before it is moved to the device."""
         self._started = perf_counter()
 
     def stop_clock(self, engine: Engine) -> None:
-        """Note how long its scores took, all organs together."""
+        """Record how long its scores took, all organs together."""
         self._seconds = perf_counter() - self._started
 
     def note_scans(self, engine: Engine) -> None:
@@ -100,7 +100,7 @@ class CaseTable:
         truth = whole_ids(load_volume(source_of(item[LABEL])))
         affine = np.asarray(masks.affine, dtype=float)
         steps = np.linalg.inv(affine) @ np.asarray(on_network.affine, dtype=float)
-        slice_axis = int(np.abs(steps[:3, 2]).argmax())  # of the file
+        slice_axis = int(np.abs(steps[:3, 2]).argmax())  # in the file's axes
         spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
         support = "+".join(name_of(scan[IMAGE]) for scan in self.inferer.support_scans())
         organs = self.inferer.organ_names().items()
@@ -120,14 +120,16 @@ class CaseTable:
             }
 
     def report(self, engine: Engine) -> None:
-        """Write the rows and the report, and print the means; the first process does it for all.
+        """Write the rows and the report, and print the means; the first process does so for all.
 
         Raises:
             ValueError: If there is no case.
         """
         rows = list(chain.from_iterable(distributed.gathered(self._rows)))
         if not rows:
-            raise ValueError("there is nothing to compare: no annotated scan but the support. Annotate another one.")
+            raise ValueError(
+                "an evaluation needs an annotated scan besides the support, got none. Annotate another scan."
+            )
         if distributed.is_first():
             self._write(rows)
 
@@ -168,11 +170,14 @@ def read_cases(path: Path) -> list[dict[str, str]]:
     """Read the rows of a table of cases.
 
     Raises:
-        ValueError: If the file is none.
+        ValueError: If the file is not one.
     """
     given, *rows = read_csv(path) or [[]]
     if set(COLUMNS) - LATER_COLUMNS - set(given) or set(given) - set(COLUMNS):
-        raise ValueError(f"{path} is no table of cases: its columns must be {', '.join(COLUMNS)}.")
+        raise ValueError(
+            f"{path} must be a table of cases with the columns {', '.join(COLUMNS)}, got {', '.join(given)}. "
+            "Give the cases.csv of an evaluation."
+        )
     return [dict.fromkeys(COLUMNS, "") | dict(zip(given, row, strict=True)) for row in rows]
 
 

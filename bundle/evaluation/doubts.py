@@ -1,4 +1,4 @@
-"""Which masks to look at first: quality and notices of predicted masks, as columns of a table and as a closing line."""
+"""Which masks to check first: quality and notices of predicted masks, as columns of a table and as a closing line."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from bundle.keys import NOTICES, ORGAN_IDS, QUALITY
 
 SCAN = 0
-"""The id under which notices of the whole scan stand."""
+"""The id of notices about the whole scan."""
 
 SHOWN = 3
 """Scans that the closing line names."""
 
 
 def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return quality and notices of each organ, as they stand in a table; "" where nothing is known.
+    """Return quality and notices of each organ as cells of a table; "" where there are none.
 
     Args:
-        mask: A predicted label map whose meta has ``quality``, ``organ_ids`` and ``notices``, or not.
+        mask: A predicted label map whose meta may hold ``quality``, ``organ_ids`` and ``notices``.
         organs: Names and ids.
     """
     meta = getattr(mask, "meta", {})
@@ -40,11 +40,11 @@ def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:
 
 
 def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
-    """Say where the masks are, how many there are, and which to look at first.
+    """Return a line with the number of masks, their folder, and which to check first.
 
     Args:
-        folder: Of the masks.
-        rows: Of the table: scan, organ, voxels, milliliters, quality, notice.
+        folder: Folder of the masks.
+        rows: Rows of the table: scan, organ, voxels, milliliters, quality, notice.
     """
     scans = list(dict.fromkeys(row[0] for row in rows))
     doubtful: dict[str, int] = {}
@@ -53,6 +53,6 @@ def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
     worst = {scan: min((float(row[4]) for row in rows if row[0] == scan and row[4]), default=1.0) for scan in scans}
     first = sorted(scans, key=lambda scan: (-doubtful[scan], worst[scan]))[:SHOWN]
     number = sum(count > 0 for count in doubtful.values())
-    told = f"{number} with a notice" if number else "none with a notice"
+    noticed = f"{number} with a notice" if number else "none with a notice"
     masks = "1 mask" if len(scans) == 1 else f"{len(scans)} masks"
-    return f"{masks} in {folder}, {told} (volumes.csv). Look first at {', '.join(first)}."
+    return f"{masks} in {folder}, {noticed} (volumes.csv). Look first at {', '.join(first)}."

@@ -1,7 +1,7 @@
 """``python -m bundle drawn_slices``: how many slices of a scan must be drawn on, and which ones?
 
-In each fold of the paper the annotated scan is drawn on in a few slices only, and the fold's queries are segmented
-from that drawing alone.
+In each fold of the paper only a few slices of the annotated scan are drawn on, and the fold's queries are segmented
+from these alone.
 
 <output_dir>/cases.csv    Dice of every query, for each drawing
 <output_dir>/table.md     means over the queries, by fold and together
@@ -9,8 +9,6 @@ from that drawing alone.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
+from bundle.command_line.words import typed_command
 from bundle.data import list_scans
 from bundle.data.scans import fold_of, scan_name
 from bundle.evaluation.annotation_order import Annotator
@@ -41,9 +40,9 @@ class Drawing:
     """Slices of a scan that are drawn on.
 
     Attributes:
-        name: For the table.
-        slices: In order.
-        finished: Whether the slices without an organ count as annotated, too.
+        name: Its name in the table.
+        slices: The slices, in increasing order.
+        finished: Whether the slices that are not drawn on count as annotated, too: they show no organ.
     """
 
     name: str
@@ -56,10 +55,10 @@ class Case:
     """A query that was segmented from a drawing.
 
     Attributes:
-        fold: From 0.
-        drawing: What was drawn.
+        fold: Fold, from 0.
+        drawing: The support.
         scan: Name of the query.
-        dice: Mean over the organs that its label map shows.
+        dice: Mean Dice over the organs that the query's label map shows.
     """
 
     fold: int
@@ -73,8 +72,8 @@ def drawings(shown: Sequence[int], order: Sequence[int], numbers: Sequence[int])
 
     Args:
         shown: The slices of the scan that show an organ.
-        order: All slices in the order that the bundle suggests; those without an organ cost a look and no drawing.
-        numbers: How many slices to draw on.
+        order: All slices in the order that the bundle suggests; those without an organ need no drawing.
+        numbers: Numbers of slices to draw on.
     """
     suggested = [z for z in order if z in set(shown)]
     for number in numbers:
@@ -91,7 +90,7 @@ class Draftsman(Annotator):
     """An annotator who draws on some slices of a scan."""
 
     def drawn_support(self, name: str, drawing: Drawing) -> Support:
-        """Encode a drawing as the bundle does with a label map that has these slices."""
+        """Encode a drawing as the bundle encodes a label map with these slices."""
         scan, inferer = self.scans[name], self.inferer
         head = self.network if inferer.head is None else inferer.head
         label = torch.zeros_like(scan.label)
@@ -108,7 +107,10 @@ class Draftsman(Annotator):
         """
         scan, matching = self.scans[name], self.inferer.matching
         if not isinstance(matching, SliceMatching):
-            raise ValueError(f"slices are suggested by SliceMatching alone, matching is {type(matching).__name__}.")
+            raise ValueError(
+                f"matching must be SliceMatching, which suggests slices, got {type(matching).__name__}. "
+                "Add --configs preset_annotate_one."
+            )
         depth = scan.label.shape[-1]
         order = slice_order(matching.describe(scan.features, range(depth), depth))
         shown = torch.nonzero((scan.label[0] > 0).any(dim=0).any(dim=0)).flatten().tolist()
@@ -136,9 +138,9 @@ def drawn_slices(
     Args:
         dataset_dir: Folder with images/ and labels/, every organ annotated.
         output_dir: Where cases.csv and table.md go.
-        numbers: How many slices to draw on, such as [1,2,3].
-        folds: Which of the five folds.
-        scans: Use the first ones only.
+        numbers: Numbers of slices to draw on, such as [1,2,3].
+        folds: Folds to run, of 0 to 4.
+        scans: Use only this many scans, the first ones.
         configs: Overrides after configs/inference.yaml, by name or path, such as data_chaos_t2.
         **keys: Any key of the config, such as --checkpoint model.pt.
 
@@ -165,15 +167,14 @@ def drawn_slices(
 def _write(folder: Path, cases: Sequence[Case]) -> None:
     rows = [[str(c.fold), c.drawing.name, str(len(c.drawing.slices)), c.scan, f"{c.dice:.4f}"] for c in cases]
     write_csv(folder / "cases.csv", [["fold", "drawing", "slices", "scan", "dice"], *rows])
-    command = shlex.join(["python", "-m", "bundle", *sys.argv[1:]])
-    text = table(cases, {"command": command, **versions()})
+    text = table(cases, {"command": typed_command(), **versions()})
     with written_whole(folder / "table.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     print(f"{text}\ncases.csv and table.md in {folder}", flush=True)
 
 
 def table(cases: Sequence[Case], about: Mapping[str, str]) -> str:
-    """Return a row for each drawing: slices drawn, Dice of each fold and their mean."""
+    """Return a Markdown table with a row for each drawing: slices drawn, mean Dice, Dice of each fold."""
     folds = sorted({case.fold for case in cases})
     lines = ["# Drawn slices", "", *(f"- {name}: {value}" for name, value in about.items()), ""]
     lines += [f"| drawn | slices | Dice | {' | '.join(f'fold {fold}' for fold in folds)} |"]

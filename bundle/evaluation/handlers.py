@@ -1,4 +1,4 @@
-"""What an evaluation or an inference leaves behind: masks, overlays, tables. Handlers of MONAI's evaluator."""
+"""Handlers that write the results of an evaluation or an inference: masks, overlays, tables."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class DiceTable:
 
     Args:
         organs: Names and ids of the organs, in the order of the metric's columns.
-        path: The CSV file: a row for each evaluation, scan and organ.
+        path: The CSV file, with a row for each evaluation, scan and organ.
         metric: Name of the evaluator's metric.
-        title: What is evaluated, for the printed table.
-        log: Folder of TensorBoard's files, where the means become curves; ``None`` for none.
-        epoch_length: Steps of an epoch: the curves are drawn over steps.
+        title: Heading of the printed table.
+        log: Folder of TensorBoard's files, for curves of the means; ``None`` draws none.
+        epoch_length: Steps per epoch, since the curves are drawn over steps.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class DiceTable:
         self._history: dict[int, Series] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Follow the evaluator."""
+        """Attach to the evaluator."""
         engine.add_event_handler(Events.STARTED, lambda _: self._scans.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_scan)
         engine.add_event_handler(Events.COMPLETED, self.report)
 
     def note_scan(self, engine: Engine) -> None:
-        """Remember which scan a row of the metric belongs to."""
+        """Remember the scan of each row of the metric."""
         state: Any = engine.state
         self._scans.extend(name_of(item[IMAGE]) for item in state.batch)
 
     def report(self, engine: Engine) -> None:
-        """Print and write; the first process does it for all."""
+        """Print and write the table; the first process does so for all."""
         state: Any = engine.state
-        # The metric has the rows of one process after the other; one without a scan has a row of nothing.
+        # The metric's rows are ordered by process; a process without a scan contributes a row of NaN.
         everyone = distributed.lists_of_all(self._scans or [""])
         if not any(chain(*everyone)):
             return
@@ -88,7 +88,8 @@ class DiceTable:
     def table(self) -> str:
         """Return the means of all evaluations so far as a text table."""
         table = DataFrame(self._history).T
-        table.insert(len(self.organs), "mean", table.mean(axis=1), allow_duplicates=True)  # an organ may be called so
+        # Duplicates are allowed, since an organ may be named "mean".
+        table.insert(len(self.organs), "mean", table.mean(axis=1), allow_duplicates=True)
         table.index = Index(["0 (untrained)" if epoch == 0 else str(epoch) for epoch in self._history])
         table.columns.name = "after epoch"
         text = table.to_string(float_format="%.3f", na_rep="nan", line_width=10_000)
@@ -96,7 +97,7 @@ class DiceTable:
 
     def _write(self, epoch: int, dice: DataFrame) -> None:
         rows = [row for row in (read_csv(self.path)[1:] if self.path.is_file() else []) if int(row[0]) < epoch]
-        # An organ that the scan does not have has no Dice: said, not averaged.
+        # An organ that is absent from the scan has no Dice: it is listed, and not averaged.
         for scan, values in dice.iterrows():
             for organ, value in zip(self.organs, values, strict=True):
                 rows.append([str(epoch), str(scan), organ, "absent" if np.isnan(value) else f"{value:.4f}"])
@@ -114,17 +115,16 @@ class DiceTable:
 class SaveMasks:
     """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
-    The table has each organ's voxels, milliliters, quality and notices, where ``AssessScoresd`` found some. An
-    inference keeps quality and notices in ``quality/<scan>.json``, too, for the table of a resumed one. It ends with a
-    line that says which masks to look at first.
+    The table lists each organ's voxels, milliliters, quality and notices, the last two if ``AssessScoresd`` gives them.
+    An inference also keeps quality and notices in ``quality/<scan>.json``, for the table of a resumed inference. It
+    ends with a line that says which masks to check first.
 
-    A process alone writes the table after every scan; of several, the first writes it when all are done.
+    A single process writes the table after every scan. With several processes, the first one writes it at the end.
 
     Args:
         folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
-        inferer: Knows the organs.
-        resumption: Knows what the masks are made with, and which ones are there already; their volumes stand in the
-            table, too.
+        inferer: Gives the organs.
+        resumption: Knows what the masks are made with and which ones exist already; these are in the table, too.
     """
 
     def __init__(self, folder: str | Path, inferer: VolumeInferer, resumption: Resumption | None = None) -> None:
@@ -140,7 +140,7 @@ class SaveMasks:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        """Say what the masks are made with, and look at those that are there."""
+        """Record what the masks are made with, and measure those that exist already."""
         self._rows.clear()
         if self.resumption is not None:
             self.resumption.record()
@@ -184,7 +184,7 @@ class SaveMasks:
         return self.folder / "quality" / f"{name}.json"
 
     def _keep(self, name: str, doubts: Mapping[str, list[str]]) -> None:
-        """Write quality and notices beside the mask, for the table of a resumed inference."""
+        """Write quality and notices to a file, for the table of a resumed inference."""
         with written_whole(self._doubts_path(name)) as unfinished:
             unfinished.write_text(json.dumps(doubts, indent=2) + "\n", encoding="utf-8")
 
@@ -197,7 +197,7 @@ class SaveMasks:
         return self.folder / f"{name}.nii.gz"
 
     def _volumes(self, name: str, mask: np.ndarray, doubts: Mapping[str, list[str]]) -> list[list[str]]:
-        # The file's own grid, so that a mask that was there already has the same volume again.
+        # The file's own voxel size, so that a mask has the same volume in a resumed inference.
         milliliters = voxel_milliliters(self._path(name))
         counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
         return [
@@ -206,12 +206,12 @@ class SaveMasks:
 
 
 class SaveOverlays:
-    """Draw each scan: for every organ the support with its label, the query with truth (if known) and prediction.
+    """Draw each scan: for every organ the support with its label, and the query with truth (if known) and prediction.
 
     Args:
         folder: Where ``<scan>.png`` goes.
-        inferer: Knows support and organs.
-        by_organ: Instead draw ``<scan>_<organ>.png``, a picture for every organ with its mask alone.
+        inferer: Gives support and organs.
+        by_organ: Draw ``<scan>_<organ>.png`` instead: one picture for every organ, with its mask alone.
     """
 
     def __init__(self, folder: str | Path, inferer: VolumeInferer, by_organ: bool = False) -> None:
@@ -253,8 +253,8 @@ class SaveOverlays:
             if slices := organ_slices(support[LABEL], organ):
                 z = support_slices(slices, 1)[0]
                 pictures = [_captioned(support, support[LABEL], z, ids, f"support, {name}")]
-                break  # of an organ from a file of prototypes there is no picture
-        # Where the organ is thickest: in truth if there is one, else as predicted.
+                break  # a file of prototypes holds no image to draw
+        # The slice with most of the organ: in the truth if there is one, else in the prediction.
         shown = label if truth is None else truth
         z = int((np.asarray(shown[0]) == organ).sum(axis=(0, 1)).argmax())
         if truth is not None:

@@ -1,4 +1,4 @@
-"""How well one organ of one scan was segmented: MONAI's metrics, and what the field leaves out."""
+"""Metrics of one organ of one scan: MONAI's, and false positives outside of the organ's extent."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class CaseMetrics:
     """One organ of one scan; NaN where a metric is not defined.
 
     Attributes:
-        status: ``"absent"`` if the scan does not have the organ: it has no Dice, and takes part in no mean.
-            ``"missed"`` if it has, and nothing was predicted.
+        status: ``"absent"`` if the scan does not show the organ: the case has no Dice and is left out of all means.
+            ``"missed"`` if it does, and nothing was predicted.
         dice: Dice coefficient, in [0, 1].
-        nsd: Normalized surface Dice: share of both surfaces that lie within the tolerance of each other.
+        nsd: Normalized surface Dice: share of both surfaces that lies within the tolerance of the other.
         hd95_mm: 95th percentile of the distances between the surfaces, mm; NaN if missed.
-        precision: Share of the predicted voxels that are the organ's; NaN if missed.
+        precision: Share of the predicted voxels that belong to the organ; NaN if missed.
         recall: Share of the organ's voxels that were predicted.
         fp_outside_ml: Volume predicted before the organ's first slice or after its last, milliliters. The paper's
-            protocol never looks there. Slices between the two count as inside, whether they show the organ or not.
+            protocol leaves these slices out. Slices in between count as inside, whether they show the organ or not.
     """
 
     status: Status
@@ -53,19 +53,22 @@ def case_metrics(
     """Compare a predicted mask with the true one.
 
     Args:
-        prediction: Any shape of three axes, true where the organ was predicted.
-        truth: The same, where the organ is.
+        prediction: Mask {0, 1} with three axes in any order.
+        truth: Mask of the same shape.
         spacing: Voxel size along the axes, mm.
-        slice_axis: The axis that counts slices.
-        tolerance: How far apart surfaces may lie for ``nsd``, mm.
+        slice_axis: The axis along which slices are counted.
+        tolerance: Largest distance between matching surfaces for ``nsd``, mm.
 
     Raises:
         ValueError: If the masks differ in shape, or the tolerance is not above 0.
     """
     if prediction.shape != truth.shape:
-        raise ValueError(f"masks must have equal shapes, got {tuple(prediction.shape)} and {tuple(truth.shape)}.")
+        raise ValueError(
+            f"masks must have equal shapes, got {tuple(prediction.shape)} and {tuple(truth.shape)}. "
+            "Resample one to the grid of the other."
+        )
     if not tolerance > 0:
-        raise ValueError(f"the tolerance of the surface Dice must be above 0 mm, got {tolerance}.")
+        raise ValueError(f"nsd_tolerance must be above 0 mm, got {tolerance}. Write, for example, --nsd_tolerance 3.")
     predicted, true = prediction.bool(), truth.bool()
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     outside = ~_extent(true.any(dim=in_plane[1]).any(dim=in_plane[0]))
@@ -75,19 +78,24 @@ def case_metrics(
         return CaseMetrics("absent", fp_outside_ml=fp_outside_ml, **nothing)
     if not predicted.any():
         return CaseMetrics("missed", 0.0, 0.0, math.nan, math.nan, 0.0, fp_outside_ml)
-    # Batch and channel first; a box around both masks has all that counts.
+    found = _defined_metrics(predicted, true, [float(length) for length in spacing], tolerance)
+    return CaseMetrics("ok", fp_outside_ml=fp_outside_ml, **found)
+
+
+def _defined_metrics(predicted: Tensor, true: Tensor, size: Sequence[float], tolerance: float) -> dict[str, float]:
+    """Return the metrics of two masks, neither of them empty."""
+    # Batch and channel first; voxels outside of a box around both masks change no metric.
     y_pred, y = (mask[_box(predicted | true)].float()[None, None] for mask in (predicted, true))
     counts = get_confusion_matrix(y_pred, y)
-    size = [float(length) for length in spacing]
-    return CaseMetrics(
-        status="ok",
-        dice=float(compute_dice(y_pred, y)),
-        nsd=float(compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=size)),
-        hd95_mm=float(compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=size)),
-        precision=float(compute_confusion_matrix_metric("precision", counts)),
-        recall=float(compute_confusion_matrix_metric("recall", counts)),
-        fp_outside_ml=fp_outside_ml,
-    )
+    nsd = compute_surface_dice(y_pred, y, [tolerance], include_background=True, spacing=size)
+    hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=size)
+    return {
+        "dice": float(compute_dice(y_pred, y)),
+        "nsd": float(nsd),
+        "hd95_mm": float(hd95),
+        "precision": float(compute_confusion_matrix_metric("precision", counts)),
+        "recall": float(compute_confusion_matrix_metric("recall", counts)),
+    }
 
 
 def _extent(shown: Tensor) -> Tensor:
@@ -103,14 +111,14 @@ def _box(mask: Tensor) -> tuple[slice, ...]:
 
 
 class OrganDice(MeanDice):
-    """``MeanDice`` for several processes: one without a scan gives a row of NaN, which is part of no mean.
+    """``MeanDice`` with several processes: one without a scan contributes a row of NaN, which no mean includes.
 
-    MONAI gathers the rows of all processes, and would wait forever for the one that has none. Beside the mean, the
-    engine gets ``<name of the metric>_<organ>``, the mean over the scans that have the organ, if any has it.
+    MONAI gathers the rows of all processes, and would wait forever for a process that has none. The engine also gets
+    ``<name of the metric>_<organ>``, the mean over the scans that show the organ, if any does.
 
     Args:
-        organs: One for each column.
-        **settings: Those of ``MeanDice``.
+        organs: Names, one for each column.
+        **settings: Arguments of ``MeanDice``.
     """
 
     def __init__(self, organs: Collection[str], **settings: Any) -> None:
@@ -119,17 +127,17 @@ class OrganDice(MeanDice):
         self._has_rows = False
 
     def reset(self) -> None:
-        """Start anew."""
+        """Forget all rows."""
         super().reset()
         self._has_rows = False
 
     def update(self, output: Sequence[Tensor]) -> None:
-        """Take in the masks of some scans: predicted and true ones."""
+        """Add the predicted and true masks of some scans."""
         super().update(output)
         self._has_rows = True
 
     def compute(self) -> Any:
-        """Return the mean over organs, then scans, and tell the engine the mean of each organ."""
+        """Return the mean over organs, then scans, and give the engine the mean of each organ."""
         if not self._has_rows:
             self.metric_fn.append(torch.full((len(self.organs),), float("nan")))
         result = super().compute()

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML page that needs nothing but itself.
+"""The evaluation report: one self-contained HTML page.
 
 rows of cases.csv  ->  tables of scores, box plots, pictures  ->  one file
 """
@@ -31,16 +31,16 @@ from bundle.evaluation.scores import (
     quality_table,
     scores,
     series_of,
-    telling_cases,
+    typical_cases,
 )
 from bundle.files import written_whole
 
-# Of Okabe and Ito, told apart by color-blind people.
+# From the palette of Okabe and Ito, which color-blind readers can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 class Shown(NamedTuple):
-    """A case with its picture, a data URI, ``""`` if there is none."""
+    """A case with its picture as a data URI, ``""`` if there is none."""
 
     rank: str
     text: str
@@ -56,21 +56,21 @@ def write_report(
     picture_of: Callable[[Case], Path | None] | None = lambda _: None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the report of an evaluation as one HTML page with everything within. Same input, same bytes.
+    """Write the report of an evaluation as one self-contained HTML page. The same input gives the same bytes.
 
     Args:
         path: Where the page goes.
         cases: Rows of ``cases.csv``, of one dataset.
         title: Heading of the page.
-        settings: What the page says of configuration and versions; names with ``::`` are folded away.
-        published: Dice x 100 by setting and organ, to be shown beside.
-        picture_of: Where a case's picture lies: support, query with truth, query with prediction. ``None``, or a path
-            without a file, is said on the page. Without this function the page has no pictures.
+        settings: Settings and versions that the page lists; names with ``::`` are in a collapsed section.
+        published: Published Dice x 100 by setting and organ, to compare with.
+        picture_of: Returns the path of a case's picture: support, query with truth, query with prediction. The page
+            states which pictures are missing. Without this function the page has no pictures.
         notes: Sentences below the title.
 
     Raises:
-        ValueError: If there is no case, a case twice, or more than one dataset; if a status is unknown, or does not fit
-            to whether there is a Dice.
+        ValueError: If there is no case, a repeated case, or more than one dataset; if a status is unknown or
+            contradicts the Dice.
     """
     _check(cases)
     table = numbers(cases)
@@ -100,7 +100,7 @@ def _check(cases: Sequence[Case]) -> None:
         raise ValueError("the report needs at least one case, got none. Run the evaluation first.")
     table = DataFrame([dict(case) for case in cases])
     if len(datasets := sorted(table["dataset"].unique())) > 1:
-        raise ValueError(f"a report is about one dataset, got {', '.join(datasets)}. Write one for each.")
+        raise ValueError(f"a report must be about one dataset, got {', '.join(datasets)}. Write one for each.")
     names = table[list(NAMES)]
     if (again := names.duplicated(keep=False)).any():
         first = names[again].iloc[0]
@@ -110,11 +110,13 @@ def _check(cases: Sequence[Case]) -> None:
     if wrong.any():
         case = table[wrong].iloc[0]
         got = f"got {case['status']!r} with Dice {case['dice']!r} in [{', '.join(case[list(NAMES)])}]"
-        raise ValueError(f"status must be ok, missed or absent, with a Dice unless it is absent, {got}.")
+        raise ValueError(
+            f"status must be ok, missed or absent, with a Dice unless it is absent, {got}. Correct the row."
+        )
 
 
 def _html(table: DataFrame) -> Markup:
-    """Return a table of text as HTML, names as text; nothing of a table without rows."""
+    """Return a table as HTML, with its texts escaped; an empty table gives nothing."""
     if table.empty:
         return Markup()
     header = not isinstance(table.columns, pd.RangeIndex)
@@ -123,7 +125,7 @@ def _html(table: DataFrame) -> Markup:
 
 
 def _case_table(cases: DataFrame) -> DataFrame:
-    """Return every case, the worst Dice first; of what names it, what is not the same in all."""
+    """Return every case, the worst Dice first, with those names that are not the same in all cases."""
     ranked = cases.sort_values("dice", kind="stable", na_position="last")
     differ = [name for name in NAMES if name not in ("scan", "organ") and cases[name].nunique() > 1]
     values = {name: ranked[metric].map(lambda v, by=by: cell(v, factor=by)) for metric, (name, by) in METRICS.items()}
@@ -133,13 +135,13 @@ def _case_table(cases: DataFrame) -> DataFrame:
 def _gallery(
     cases: DataFrame, organ: str, picture_of: Callable[[Case], Path | None]
 ) -> list[tuple[str, str, list[Shown]]]:
-    """Show an organ's telling cases under each protocol, of the first series that has any."""
+    """Return an organ's best, median and worst case under each protocol, of the first series that has any."""
     chosen: dict[str, tuple[str, str, list[Shown]]] = {}
     for series in series_of(cases):
         own = of_series(cases, series)
-        telling = telling_cases(own[own["organ"] == organ])
-        if telling and series[2] not in chosen:
-            shown = [_shown(rank, case, picture_of) for rank, case in telling]
+        typical = typical_cases(own[own["organ"] == organ])
+        if typical and series[2] not in chosen:
+            shown = [_shown(rank, case, picture_of) for rank, case in typical]
             chosen[series[2]] = (organ, "{}, setting {}, {}".format(*series), shown)
     return list(chosen.values())
 
@@ -162,7 +164,7 @@ def _jpeg(path: Path | None) -> str:
 
 
 def box_plot(cases: DataFrame, organ: str) -> str:
-    """Draw an organ's Dice, each series' box, cases and mean, as a data URI of an SVG picture."""
+    """Draw an organ's Dice as an SVG data URI: box, cases and mean of each series."""
     everything = series_of(cases)
     methods = list(cases["method"].unique())
     figure = Figure(figsize=(4.8, 0.45 + 0.56 * len(everything)), layout="constrained")
@@ -192,7 +194,7 @@ def _draw_box(axes: Any, height: float, values: pd.Series, mean: float, color: s
     }
     place = {"positions": [height], "orientation": "horizontal", "widths": 0.36, "manage_ticks": False}
     axes.boxplot([values], patch_artist=True, showfliers=False, **look, **place)
-    # Multiples of the golden ratio spread the points evenly, and always alike.
+    # Multiples of the golden ratio spread the points evenly, without random numbers.
     heights = [height + 0.3 * (0.618034 * number % 1 - 0.5) for number in range(len(values))]
     axes.scatter(values, heights, s=12, color=color, alpha=0.7, linewidths=0, zorder=3)
     axes.scatter([mean], [height], s=46, marker="D", facecolor=color, edgecolor="black", zorder=4)

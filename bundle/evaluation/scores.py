@@ -1,4 +1,4 @@
-"""Scores: cases -> means of units -> tables of text, the same ones on the report page and in Markdown.
+"""Scores: cases -> means of units -> tables of text, for the report page and for Markdown.
 
 A unit is a fold with a seed. A series is a method in a setting under a protocol. Scans are averaged within a unit
 first, so that a large fold weighs as much as a small one; mean ± standard deviation is over the units.
@@ -16,7 +16,7 @@ SERIES = ["method", "setting", "protocol"]
 UNIT = ["fold", "seed"]
 
 NAMES = ("dataset", "method", "setting", "group", "protocol", "organ", "scan", "fold", "seed", "support")
-"""The columns that tell a case from all others."""
+"""The columns that identify a case."""
 
 METRICS = {
     "dice": ("Dice x 100", 100),
@@ -28,7 +28,7 @@ METRICS = {
     "quality": ("quality x 100", 100),
     "seconds": ("seconds per scan", 1),
 }
-"""The columns of numbers that are averaged, what tables call them, and what they are multiplied by there."""
+"""The columns of numbers that are averaged, with their names and factors in tables."""
 
 STEPS = "steps"
 """The column of training steps, empty where they are not known."""
@@ -48,7 +48,7 @@ def numbers(cases: Sequence[Case]) -> DataFrame:
 
 
 def series_of(cases: DataFrame) -> list[Series]:
-    """Return the series: settings, within them methods, within them protocols, each in the order they come in."""
+    """Return the series, ordered by setting, then method, then protocol, each in order of appearance."""
     found = set(cases[SERIES].itertuples(index=False, name=None))
     methods, settings, protocols = (cases[column].unique() for column in SERIES)
     return [one for s in settings for m in methods for p in protocols if (one := (m, s, p)) in found]
@@ -60,7 +60,7 @@ def of_series(cases: DataFrame, series: Series) -> DataFrame:
 
 
 def unit_means(cases: DataFrame) -> DataFrame:
-    """Average each organ's scans within each unit of a series; NaN takes no part.
+    """Average each organ's scans within each unit of a series; NaN is left out.
 
     Returns:
         A row for each organ, fold and seed, a column for each metric.
@@ -69,12 +69,12 @@ def unit_means(cases: DataFrame) -> DataFrame:
 
 
 def scores(cases: DataFrame) -> DataFrame:
-    """Return mean and sample standard deviation (NaN of one unit) over the units of a series.
+    """Return mean and sample standard deviation (NaN for a single unit) over the units of a series.
 
     Returns:
-        A row for each organ, and one with their mean under ``""``; columns ``(metric, "mean")`` and
-        ``(metric, "std")``. The mean's deviation is that of the units' means over organs; a unit that lacks one of the
-        organs is no part of it.
+        A row for each organ, and their mean in a row named ``""``; columns ``(metric, "mean")`` and
+        ``(metric, "std")``. The standard deviation of the mean is that of the units' means over organs; units that
+        lack an organ are left out of it.
     """
     units = unit_means(cases)
     by_organ = units.groupby("organ", sort=False).agg(["mean", "std"])
@@ -92,7 +92,7 @@ def _of_whole_units(means: pd.Series) -> pd.Series:
 
 
 def counts(cases: DataFrame) -> dict[str, str]:
-    """Count units; cases that Dice is averaged over; of these, with nothing predicted; cases without the organ."""
+    """Count units, cases with a Dice, those of them with nothing predicted, and cases without the organ."""
     status = cases["status"].value_counts()
     ok, missed, absent = (int(status.get(name, 0)) for name in ("ok", "missed", "absent"))
     units = len(cases[UNIT].drop_duplicates())
@@ -100,18 +100,18 @@ def counts(cases: DataFrame) -> dict[str, str]:
 
 
 def dice_table(cases: DataFrame, published: Mapping[str, Mapping[str, float]] | None = None) -> DataFrame:
-    """Tabulate Dice x 100: a row for each series, and the published numbers beside.
+    """Tabulate Dice x 100: a row for each series, beside the published numbers.
 
     Args:
-        cases: Of one dataset.
+        cases: Cases of one dataset.
         published: Dice x 100 by setting and organ, under the protocol ``paper``.
 
     Returns:
-        A row for each series. A setting with published numbers starts with these, and its ``paper`` rows are followed
-        by what they differ by; the mean of the difference is over the organs that both have. Every row says how many
-        training steps and scans it is of: a short training is not compared in silence.
+        A row for each series. A setting with published numbers starts with these, and each of its ``paper`` rows is
+        followed by the difference, whose mean is over the organs that both have. Every row states its training steps
+        and scans, so that a short training is not mistaken for a full one.
     """
-    cases = _told_apart(cases)
+    cases = _distinct(cases)
     organs = list(cases["organ"].unique())
     rows: list[dict[str, str]] = []
     for method, setting, protocol in series_of(cases):
@@ -131,8 +131,8 @@ def dice_table(cases: DataFrame, published: Mapping[str, Mapping[str, float]] | 
     return DataFrame(rows, columns=columns).fillna(NONE)
 
 
-def _told_apart(cases: DataFrame) -> DataFrame:
-    """Rename organs that are called as another column is."""
+def _distinct(cases: DataFrame) -> DataFrame:
+    """Rename organs that have the name of another column."""
     taken = {"method", "setting, protocol", MEAN, "training steps", "scans", *counts(cases), "all organs", *SERIES}
     return cases.assign(organ=[f"organ {organ}" if organ in taken else organ for organ in cases["organ"]])
 
@@ -167,14 +167,14 @@ def metrics_table(cases: DataFrame) -> DataFrame:
 
 
 def quality_table(cases: DataFrame) -> DataFrame:
-    """Tabulate how well the network's own estimate of quality ranks the cases by Dice, without regard to units.
+    """Tabulate how well the network's own estimate of quality ranks the cases by Dice, over all units together.
 
     Returns:
         Two rows for each series that has cases with both: Spearman's rank correlation (and the number of cases), and
-        the share of the worst quarter by Dice that is in the lowest quarter by quality (and what chance would find). A
-        missed organ counts with Dice 0. A quarter of n cases is ceil(n / 4); of equal cases the first come first.
+        the share of the worst quarter by Dice that is in the lowest quarter by quality (and the share expected by
+        chance). A missed organ counts with Dice 0. A quarter of n cases is ceil(n / 4); ties keep their order.
     """
-    cases = _told_apart(cases)
+    cases = _distinct(cases)
     rated = cases.dropna(subset=["dice", "quality"])
     rows = []
     for series in series_of(rated) if len(rated) else []:
@@ -206,8 +206,8 @@ def _worst_found(cases: DataFrame) -> str:
     return f"{100 * len(worst.intersection(lowest)) / quarter:.1f} ({100 * quarter / len(cases):.1f})"
 
 
-def telling_cases(cases: DataFrame) -> list[tuple[str, DataFrame]]:
-    """Name the best, the median (of two in the middle the worse) and the worst case by Dice, no case twice."""
+def typical_cases(cases: DataFrame) -> list[tuple[str, DataFrame]]:
+    """Return the best, the median (the worse of two in the middle) and the worst case by Dice, no case twice."""
     ranked = cases.dropna(subset=["dice"]).sort_values("dice", kind="stable")
     places = {"best": len(ranked) - 1, "median": (len(ranked) - 1) // 2, "worst": 0}
     if len(ranked) < 3:
@@ -216,14 +216,14 @@ def telling_cases(cases: DataFrame) -> list[tuple[str, DataFrame]]:
 
 
 def cell(mean: float, deviation: float = float("nan"), factor: float = 1, sign: str = "") -> str:
-    """Spell a mean and its deviation, where it has one, with one decimal."""
+    """Format a mean, and its standard deviation if there is one, with one decimal."""
     if pd.isna(mean):
         return NONE
     return f"{factor * mean:{sign}.1f}" + ("" if pd.isna(deviation) else f" ± {factor * deviation:.1f}")
 
 
 def markdown(table: DataFrame) -> str:
-    """Return a table of text as Markdown; a bar or a line break within a cell is none of the table's."""
+    """Return a table as Markdown; bars and line breaks within a cell are escaped."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "".join(
         f"| {' | '.join(str(text).replace('|', '&#124;').replace(chr(10), ' ') for text in row)} |\n" for row in rows

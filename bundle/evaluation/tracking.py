@@ -1,4 +1,4 @@
-"""Experiment tracking with MLflow (``--tracking mlflow``): the pictures of an evaluation, and the end of its run."""
+"""Experiment tracking with MLflow (``--tracking mlflow``): the pictures of an evaluation, and closing its run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bundle.inference.engines import ScanEvaluator
 
 
 class TrackOverlays:
-    """Hand the pictures of each evaluation to MLflow, where it follows the evaluator; else do nothing.
+    """Log the pictures of each evaluation to MLflow if it tracks the evaluator; else do nothing.
 
     Args:
-        overlays: Draws them.
+        overlays: The handler that draws them.
     """
 
     def __init__(self, overlays: SaveOverlays) -> None:
         self.overlays = overlays
 
     def attach(self, engine: ScanEvaluator) -> None:
-        """Wait for the end of an evaluation: after this, MLflow may close its run."""
+        """Log at the end of an evaluation, before MLflow closes its run."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Hand over what was drawn last."""
+        """Log the pictures of the last evaluation."""
         for tracker in _trackers(engine.val_handlers):  # type: ignore[attr-defined]
             run: Any = tracker.cur_run
             for path in self.overlays.drawn:
@@ -38,7 +38,7 @@ def close_tracking(handlers: Sequence[Any]) -> None:
     """Finish MLflow's run of an evaluation without a training, which MONAI leaves open.
 
     Args:
-        handlers: Those of the evaluator.
+        handlers: Handlers of the evaluator.
     """
     for tracker in _trackers(handlers):
         tracker.complete()
@@ -46,5 +46,5 @@ def close_tracking(handlers: Sequence[Any]) -> None:
 
 
 def _trackers(handlers: Sequence[Any]) -> list[MLFlowHandler]:
-    """Return the handlers that have an open run."""
+    """Return the MLflow handlers with an open run."""
     return [handler for handler in handlers if isinstance(handler, MLFlowHandler) and handler.cur_run is not None]

@@ -23,13 +23,13 @@ COLORS = [
     (243, 155, 127),
     (126, 97, 72),
 ]
-"""Of the organs, in their order; then from the start again."""
+"""Colors of the organs, in their order; they repeat if there are more organs."""
 
 Picture = np.ndarray
 
 
 def to_gray(image: Any) -> Picture:
-    """Turn a slice ``(H, W)`` of any range into a gray picture; its top and bottom half percent are clipped."""
+    """Turn a slice ``(H, W)`` of any range into a gray picture; the lowest and highest 0.5 % are clipped."""
     pixels = np.asarray(image, dtype=float)
     low, high = np.percentile(pixels, [0.5, 99.5])
     gray = np.clip((pixels - low) / max(high - low, 1e-6), 0, 1) * 255
@@ -37,7 +37,7 @@ def to_gray(image: Any) -> Picture:
 
 
 def overlay(picture: Picture, mask: Any, color: Sequence[int], opacity: float = 0.35) -> Picture:
-    """Draw a mask ``(H, W)`` on a picture: tinted inside, its rim solid."""
+    """Draw a mask ``(H, W)`` on a picture: tinted inside, with a solid rim."""
     inside = np.asarray(mask).astype(bool)
     drawn = picture.astype(float)
     drawn[inside] = (1 - opacity) * drawn[inside] + opacity * np.array(color)
@@ -92,6 +92,6 @@ def episode_picture(episode: Mapping[str, Any], prediction: Any) -> Picture:
 
 
 def save_png(picture: Picture, path: Path) -> None:
-    """Write a picture beside its place, then rename it."""
+    """Write a picture whole or not at all."""
     with written_whole(path) as unfinished:
         Image.fromarray(picture).save(unfinished, format="PNG")

@@ -1,13 +1,13 @@
-"""Bring downloaded data into the layout and onto the grid that the configs read.
+"""Convert downloaded data to the layout and the grid that the configs read.
 
     python -m bundle prepare chaos --source <folder> --target <folder>   CHAOS: abdominal MR (T2-SPIR) or CT
     python -m bundle prepare btcv  --source <folder> --target <folder>   BTCV / SABS: abdominal CT
     python -m bundle prepare mscmr --source <folder> --target <folder>   MS-CMRSeg 2019: cardiac MR (bSSFP)
     python -m bundle prepare nifti --source <folder> --target <folder>   any images, with or without labels
 
-<target> gets images/, labels/ and dataset.json. The source is never changed. Run the same command again to go on where
-it stopped. A scan that cannot be used is named at the end; all others are done, and the exit code is 1.
-python -m bundle prepare <command> --help tells a command's options.
+<target> gets images/, labels/ and dataset.json. The source is never changed. Rerun the command to resume where it
+stopped. Scans that cannot be used are listed at the end; all others are done, and the exit code is 1.
+python -m bundle prepare <command> --help lists a command's options.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def chaos(
     --arithmetic  clean: floating point, exactly 256 x 256; reference: the authors' numbers (default: clean)
     --unlabeled   what to do with a scan without a label: refuse, keep (its image alone), skip (default: refuse)
 
-    MR: top 0.5 % clipped, 1.25 x 1.25 x 7.7 mm, cropped or padded about the center. Then: --data data_chaos_t2.
+    MR: top 0.5 % clipped, 1.25 x 1.25 x 7.7 mm, cropped or padded around the center. Then: --data data_chaos_t2.
     CT: clipped to -125..275 HU; of 512 pixels a side 448 are kept (of other sizes the same share) and resampled to 256.
     """
     _refuse_other(part=(part, ("mr", "ct")), arithmetic=(arithmetic, ARITHMETICS))
@@ -99,18 +99,18 @@ def nifti(
     orientation: Any = "PLS",
     unlabeled: Any = "refuse",
 ) -> None:
-    """Any folder of volumes: checked and taken as they are, or resampled.
+    """Any folder of volumes: checked, then kept as they are or resampled.
 
         python -m bundle prepare nifti --source scans --labels masks --target data/mine --organs "{liver: 1, spleen: 2}"
         python -m bundle prepare nifti --source mine --target data/mine --spacing 1.5,1.5,5 --size 256,256
 
-    --source       folder of images, or one that holds images/ and labels/ (needed)
+    --source       folder of images, or a folder with images/ and labels/ (needed)
     --target       folder to write to (needed)
-    --labels       folder of labels, of their images' names or last numbers (default: labels/ in the source)
+    --labels       folder of labels, named or numbered like their images (default: labels/ in the source)
     --organs       names and ids in the labels, in quotes (default: what the labels hold, as organ_1, organ_2 ...)
     --modality     mr or ct, for the record (default: mr)
-    --spacing      mm of row, column, slice, -1 keeps; or fit: the longer side fills the slice (default: as it is)
-    --size         rows, columns to crop or pad to; alone it means --spacing fit (default: as it is, or 256,256)
+    --spacing      mm of row, column, slice, -1 keeps; or fit: the longer side fills the slice (default: unchanged)
+    --size         rows, columns to crop or pad to; alone it means --spacing fit (default: unchanged, or 256,256)
     --orientation  axes of rows, columns, slices when resampling; none: as stored (default: PLS)
     --unlabeled    what to do with a scan without a label: refuse, keep (its image alone), skip (default: refuse)
 
@@ -132,8 +132,8 @@ def _run(source: Source, recipe: Recipe, target: Any, unlabeled: Any) -> None:
     labeled = [scan for scan in source.scans if scan.label]
     if unlabeled != "keep" and not labeled:
         raise ValueError(
-            f"none of the {len(source.scans)} scans of {source.folder} has a label. Give the folder that "
-            "holds the labels, too, or prepare the images alone with --unlabeled keep."
+            f"at least one scan must have a label, got none in {source.folder}. Give the "
+            "folder that holds the labels, too, or prepare the images alone with --unlabeled keep."
         )
     if unlabeled == "skip":
         source = dataclasses.replace(source, scans=labeled)
@@ -159,7 +159,9 @@ def _path(name: str, value: Any) -> Path:
 def _folder(name: str, value: Any) -> Path:
     folder = _path(name, value)
     if not folder.is_dir():
-        raise ValueError(f"--{name} {folder} is no folder. Give the folder that was downloaded and unzipped.")
+        raise ValueError(
+            f"--{name} must be an existing folder, got {folder}. Give the folder that was downloaded and unzipped."
+        )
     return folder.resolve()
 
 
@@ -172,5 +174,7 @@ def _organs(value: Any) -> dict[str, int] | None:
         return None
     ids = list(value.values()) if isinstance(value, dict) else []
     if not ids or len(set(ids)) < len(ids) or not all(type(organ) is int and organ > 0 for organ in ids):
-        raise ValueError(f'--organs must be names and different ids above 0, such as "{{liver: 1}}", got {value!r}.')
+        raise ValueError(
+            f'--organs must be names and different ids above 0, got {value!r}. Write, for example, "{{liver: 1}}".'
+        )
     return {str(name): organ for name, organ in value.items()}

@@ -1,10 +1,10 @@
-"""All scans of a download -> a folder that the configs read. It goes on where it stopped.
+"""All scans of a download -> a folder that the configs read. A rerun resumes where it stopped.
 
     <target>/images/<scan>.nii.gz
     <target>/labels/<scan>.nii.gz
-    <target>/dataset.json           what this is, how it was made, and a record of each scan that is done
+    <target>/dataset.json           the data set, how it was prepared, and a record of each finished scan
 
-``dataset.json`` is written anew after every scan. Each file is there whole or not at all.
+``dataset.json`` is written again after every scan. Every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def prepare(source: Source, recipe: Recipe, target: Path, need_labels: bool = Tr
 
     Args:
         source: The download.
-        recipe: What is done to its scans.
-        target: Where they go; made if missing.
-        need_labels: Whether a scan without a label is a problem.
+        recipe: How its scans are prepared.
+        target: Output folder; made if missing.
+        need_labels: Whether a scan without a label is an error.
 
     Returns:
-        What is wrong with the scans that could not be prepared, a line each; all others are done.
+        One line for each scan that could not be prepared; all others are done.
 
     Raises:
-        ValueError: If the target overlaps the source, or holds something else; then nothing is written.
+        ValueError: If the target overlaps the source or holds something else; nothing is written then.
     """
     _refuse_overlap(source, target)
-    Dataset(source, recipe, target)  # what it refuses is refused before anything is written
+    Dataset(source, recipe, target)  # refuses a wrong target before anything is written
     problems = []
     with alone_in(target):
         dataset = Dataset(source, recipe, target)
@@ -75,8 +75,8 @@ class Dataset:
 
     Args:
         source: The download that it is made from.
-        recipe: What is done to its scans.
-        folder: Where it is.
+        recipe: How its scans are prepared.
+        folder: Its folder.
 
     Raises:
         ValueError: If the folder holds something else.
@@ -94,19 +94,22 @@ class Dataset:
         self.records = self._present()
 
     def volumes(self, scan: SourceScan, need_label: bool) -> tuple[Data, str]:
-        """Return a scan's prepared volumes, or none if it is done already, and the checksum of its files.
+        """Return a scan's prepared volumes, none if it is done already, and the checksum of its files.
 
         Raises:
-            ScanError: If the scan cannot be used; the message tells its name, its place and the reason.
+            ScanError: If the scan cannot be used; the message states its name, its path and the reason.
         """
         try:
-            # The order of the names pairs slices and labels.
+            # Slices and labels are paired in the order of their names.
             files = [[path.name, content_hash(path)] for path in (*scan.image, *scan.label)]
             content = digest(files, length=64)
             if self._is_done(scan, content):
                 return {}, content
             if need_label and not scan.label:
-                raise ValueError("there is no label. --unlabeled keep takes such scans, --unlabeled skip leaves them.")
+                raise ValueError(
+                    "the scan must have a label, got none. Use --unlabeled keep to keep such scans, or "
+                    "--unlabeled skip to skip them."
+                )
             return _checked(self.recipe, self.source.read(scan), self.source.organs), content
         except BROKEN_FILE as error:
             place = os.path.relpath(scan.place, self.source.folder)
@@ -118,7 +121,7 @@ class Dataset:
         for key, files in {IMAGE: scan.image, LABEL: scan.label}.items():
             place = Path(FOLDERS[key]) / f"{scan.name}.nii.gz"
             if key not in volumes:
-                (self.folder / place).unlink(missing_ok=True)  # of an earlier run, when the source had a label
+                (self.folder / place).unlink(missing_ok=True)  # from an earlier run, when the source had a label
                 continue
             like = None if self.recipe.steps else str(files[0])
             save_nifti(_small(volumes[key], key), self.folder / place, like)
@@ -135,7 +138,7 @@ class Dataset:
         self.write()
 
     def write(self) -> None:
-        """Write the record, unless it says so already; the folder is made if it is missing."""
+        """Write the record if it changed; the folder is made if it is missing."""
         text = json.dumps(self._document(), indent=2) + "\n"
         path = self.folder / RECORD
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -143,7 +146,7 @@ class Dataset:
                 unfinished.write_text(text, encoding="utf-8")
 
     def summary(self) -> list[str]:
-        """Return what there is, a line each: the scans, and the organs that some of them lack."""
+        """Return a line with the number of scans, and one for each scan that lacks an organ."""
         lines = [f"{self.source.name}: {len(self.records)} scans prepared in {self.folder}"]
         for record in self._document()["scans"]:
             if record["absent"]:
@@ -151,7 +154,7 @@ class Dataset:
         return lines
 
     def _present(self) -> dict[str, dict[str, Any]]:
-        """Return the records of the scans that are done."""
+        """Return the records of the finished scans."""
         path = self.folder / RECORD
         if not path.is_file():
             self._refuse_other_content()
@@ -160,11 +163,13 @@ class Dataset:
             present = json.loads(path.read_text(encoding="utf-8"))
             records = {record["name"]: record for record in present["scans"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no record of a prepared data set. Choose another --target.") from error
+            raise ValueError(
+                f"{path} must be the record of a prepared data set, but cannot be read. Choose another --target."
+            ) from error
         given = [key for key in self.header if key != "organs" or self.source.organs is not None]
         if changed := changes({key: present.get(key) for key in given}, {key: self.header[key] for key in given}):
             raise ValueError(
-                f"{self.folder} holds a data set that was prepared otherwise: {changed}. Choose another --target."
+                f"{self.folder} holds a data set that was prepared differently: {changed}. Choose another --target."
             )
         return records
 
@@ -173,7 +178,10 @@ class Dataset:
             raise ValueError(f"--target {self.folder} is a file. Give a folder.")
         content = self.folder.iterdir() if self.folder.is_dir() else []
         if any(path.name != ".lock" and not path.name.startswith(UNFINISHED) for path in content):
-            raise ValueError(f"{self.folder} holds something that is no prepared data set. Choose another --target.")
+            raise ValueError(
+                f"--target must be empty or a prepared data set, got other files in {self.folder}. "
+                "Choose another --target."
+            )
 
     def _is_done(self, scan: SourceScan, digest: str) -> bool:
         record = self.records.get(scan.name, {})
@@ -202,23 +210,25 @@ def _refuse_overlap(source: Source, target: Path) -> None:
     for folder in sorted(path.resolve() for path in folders):
         if wanted == folder or wanted in folder.parents or folder in wanted.parents:
             raise ValueError(
-                f"the prepared data must not lie in the source, nor the source in them: --target {target} and {folder} "
-                "overlap. Choose another --target."
+                f"the prepared data and the source must not overlap, got --target {target} and {folder}. "
+                "Choose another --target."
             )
 
 
 def _checked(recipe: Recipe, volumes: Data, organs: Mapping[str, int] | None) -> Data:
-    """Check what a scan's files hold, and prepare it."""
+    """Check the contents of a scan's files, and prepare it."""
     volumes = CheckLabeld(LABEL, may_be_empty=True)(CheckVolumed(IMAGE)(volumes))
     if LABEL in volumes and organs is not None:
         unknown = sorted({int(value) for value in torch.unique(volumes[LABEL])} - {0, *organs.values()})
         if unknown:
             raise ValueError(
-                f"the label holds {unknown[:5]}, which is no organ of {dict(organs)}. Is it the label of this data set?"
+                f"a label must hold ids of {dict(organs)}, got {unknown[:5]}. Give the labels of this data set."
             )
     prepared = recipe(volumes)
     if LABEL in prepared and bool(volumes[LABEL].any()) and not bool(prepared[LABEL].any()):
-        raise ValueError("nothing of the label is left in the prepared field of view. Check spacing and size.")
+        raise ValueError(
+            "the label must lie in the prepared field of view, but nothing of it is left. Check spacing and size."
+        )
     return prepared
 
 
@@ -232,7 +242,7 @@ def _small(volume: MetaTensor, key: str) -> Any:
 
 
 def _voxels(volumes: Data, organs: Mapping[str, int] | None) -> dict[str, int]:
-    """Count each organ's voxels; organs without a name are called ``organ_<id>``."""
+    """Count each organ's voxels; organs without a name are named ``organ_<id>``."""
     if LABEL not in volumes:
         return {}
     ids, counts = np.unique(np.asarray(volumes[LABEL]).astype(int), return_counts=True)

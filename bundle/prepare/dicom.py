@@ -1,10 +1,10 @@
-"""A folder of DICOM slices and a folder of PNG labels -> one volume each, with an affine that is true.
+"""A folder of DICOM slices and a folder of PNG labels -> one volume each, with the correct affine.
 
-    slices (C, R), one a file  ->  paired with labels by file name  ->  sorted by position  ->  (1, C, R, Z), RAS
+    slices (C, R), one per file  ->  paired with labels by file name  ->  sorted by position  ->  (1, C, R, Z), RAS
 
-Where a slice lies is read from its header (``ImagePositionPatient``, ``ImageOrientationPatient``,
+The position of a slice is read from its header (``ImagePositionPatient``, ``ImageOrientationPatient``,
 ``PixelSpacing``), never from the order of files or from ``InstanceNumber``, which MONAI's reader of whole series
-goes by. Each label is paired with its slice before they are sorted together, so the two cannot come apart.
+uses. Each label is paired with its slice before both are sorted together, so that they stay paired.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
 
 BROKEN_SLICE = (*BROKEN_FILE, InvalidDicomError, BytesLengthException, struct.error, TypeError, SyntaxError)
-"""What pydicom and PIL raise over a damaged file; TypeError is of a word where a DICOM header must hold a number."""
+"""What pydicom and PIL raise for a damaged file; TypeError if a DICOM header holds text in place of a number."""
 
 Grays = Mapping[int, tuple[int, int]]
-"""Organ id -> the smallest and the largest gray value that mean it."""
+"""Organ id -> its smallest and largest gray value."""
 
 _LPS = np.array([-1.0, -1.0, 1.0])
 
@@ -39,11 +39,11 @@ class DicomSlice:
     """One slice.
 
     Attributes:
-        file: Where it is from.
+        file: Its file.
         series: Its ``SeriesInstanceUID``.
-        pixels: Rescaled values, float32 ``(C, R)``: columns first, as NIfTI files have them.
-        affine: RAS, mm; the steps along columns and rows, and the place of the first pixel. Its third column means
-            nothing.
+        pixels: Rescaled values, float32 ``(C, R)``: columns first, as in NIfTI files.
+        affine: RAS, mm; the steps along columns and rows, and the position of the first pixel. The third column is not
+            used.
     """
 
     file: Path
@@ -53,7 +53,7 @@ class DicomSlice:
 
     @property
     def place(self) -> np.ndarray:
-        """Where the first pixel's center lies, RAS, mm."""
+        """The position of the first pixel's center, RAS, mm."""
         return self.affine[:3, 3]
 
     def __str__(self) -> str:
@@ -65,15 +65,15 @@ def read_stack(dicom: Sequence[Path], png: Sequence[Path], grays: Grays) -> Data
 
     Args:
         dicom: Files of the slices; the n-th one belongs to the n-th label.
-        png: Files of the labels, or none for a scan without.
-        grays: What their gray values mean; 0 is no organ.
+        png: Files of the labels; none for a scan without labels.
+        grays: The gray values of each organ; 0 is background.
 
     Returns:
-        ``image`` and, if there are labels, ``label``: float32 ``(1, C, R, Z)``, slices in the order of their places.
+        ``image`` and, if there are labels, ``label``: float32 ``(1, C, R, Z)``, slices in the order of their positions.
 
     Raises:
-        ValueError: If a file is damaged, labels and slices do not fit, a gray value means nothing, or the slices are
-            not one regular stack.
+        ValueError: If a file is damaged, labels and slices do not match, a gray value is unknown, or the slices do not
+            form one regular stack.
     """
     _check_pairs(dicom, png)
     slices = [_read_slice(path) for path in dicom]
@@ -81,7 +81,7 @@ def read_stack(dicom: Sequence[Path], png: Sequence[Path], grays: Grays) -> Data
     if png:
         planes[LABEL] = [_read_label(path, one, grays) for path, one in zip(png, slices, strict=True)]
     _check_one_scan(slices)
-    # One order for both, so that they cannot come apart.
+    # One order for both, so that they stay paired.
     order = np.argsort([float(_normal(slices[0]) @ one.place) for one in slices])
     affine = torch.as_tensor(_affine_of_stack([slices[place] for place in order]))
     return {
@@ -92,7 +92,7 @@ def read_stack(dicom: Sequence[Path], png: Sequence[Path], grays: Grays) -> Data
 
 def _check_pairs(dicom: Sequence[Path], png: Sequence[Path]) -> None:
     if not dicom:
-        raise ValueError("there is no DICOM file. Unzip the download again.")
+        raise ValueError("a scan must have DICOM files, got none. Unzip the download again.")
     if not png:
         return
     if len(png) != len(dicom):
@@ -103,7 +103,7 @@ def _check_pairs(dicom: Sequence[Path], png: Sequence[Path]) -> None:
     names, labels = {path.stem for path in dicom}, {path.stem for path in png}
     if names & labels and names != labels:
         raise ValueError(
-            f"slices and labels of equal names belong together, but {', '.join(sorted(names ^ labels)[:4])} have no "
+            f"slices and labels must have equal names, but {', '.join(sorted(names ^ labels)[:4])} have no "
             "partner. Unzip the download again."
         )
 
@@ -113,7 +113,7 @@ def _read_slice(path: Path) -> DicomSlice:
     try:
         dataset = reader.read(path)
         _check_header(dataset)
-        # A file at a time: pixels and in-plane affine are right, only its stacking of a series goes by InstanceNumber.
+        # One file at a time: pixels and in-plane affine are right; only stacking a series would use InstanceNumber.
         pixels, meta = reader.get_data(dataset)
         if pixels.ndim != 2:
             raise ValueError(f"a DICOM file must hold one gray slice, got data of shape {pixels.shape}")
@@ -124,14 +124,15 @@ def _read_slice(path: Path) -> DicomSlice:
 
 
 def _check_header(dataset: pydicom.Dataset) -> None:
-    """Raise ``ValueError`` if a header does not tell where its slice lies."""
+    """Raise ``ValueError`` if a header does not state the position of its slice."""
     for tag, count in {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}.items():
         values = dataset.get(tag)
         if values is None or len(values) != count:
-            raise ValueError(f"the header must tell where the slice lies, but has no {tag} of {count} numbers")
+            raise ValueError(f"the header must state the position of the slice, but has no {tag} of {count} numbers")
     axes = np.array(dataset.ImageOrientationPatient, dtype=float).reshape(2, 3)
     if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2) or min(dataset.PixelSpacing) <= 0:
-        raise ValueError("ImageOrientationPatient must be two directions at right angles, and PixelSpacing above 0")
+        got = f"got {axes.ravel().tolist()} and {[float(mm) for mm in dataset.PixelSpacing]}"
+        raise ValueError(f"ImageOrientationPatient must be two orthogonal directions and PixelSpacing above 0, {got}")
 
 
 def _read_label(path: Path, one: DicomSlice, grays: Grays) -> np.ndarray:
@@ -144,7 +145,7 @@ def _read_label(path: Path, one: DicomSlice, grays: Grays) -> np.ndarray:
     if gray.shape != one.pixels.shape:
         raise ValueError(
             f"a label must have the size of its slice, but {path.name} has {gray.T.shape} pixels and {one.file.name} "
-            f"{one.pixels.T.shape}. Are the two of the same scan?"
+            f"{one.pixels.T.shape}. Unzip the download again."
         )
     label = np.zeros(gray.shape, dtype=np.float32)
     for organ, (low, high) in grays.items():
@@ -153,7 +154,7 @@ def _read_label(path: Path, one: DicomSlice, grays: Grays) -> np.ndarray:
     if len(unknown):
         meant = ", ".join(f"{low} to {high} = {organ}" for organ, (low, high) in grays.items())
         raise ValueError(
-            f"{path.name} holds the gray values {unknown[:4].tolist()}, which mean no organ ({meant}). "
+            f"gray values of labels must mean organs ({meant}), got {unknown[:4].tolist()} in {path.name}. "
             "Use the labels as they were downloaded."
         )
     return label
@@ -171,17 +172,17 @@ def _check_one_scan(slices: Sequence[DicomSlice]) -> None:
         if one.pixels.shape != first.pixels.shape:
             raise ValueError(
                 f"all slices must have the same size, got {first.pixels.T.shape} in {first.file.name} and "
-                f"{one.pixels.T.shape} in {one.file.name}. Two scans are mixed."
+                f"{one.pixels.T.shape} in {one.file.name}. Keep one scan: two are mixed."
             )
         if (np.abs(one.affine[:3, :2] - first.affine[:3, :2]) > 1e-3 * pixel).any():
             raise ValueError(
                 f"all slices must have the same orientation and pixel size, but {first.file.name} and "
-                f"{one.file.name} differ. Two scans are mixed."
+                f"{one.file.name} differ. Keep one scan: two are mixed."
             )
     series = {one.series for one in slices}
-    # Some anonymizers give every file a series of its own: that says nothing.
+    # Some anonymizers give every file its own series, which is no sign of mixed scans.
     if 1 < len(series) < len(slices):
-        raise ValueError(f"the folder holds slices of {len(series)} series. Two scans are mixed: keep one.")
+        raise ValueError(f"all slices must be of one series, got {len(series)} series. Keep one scan: two are mixed.")
 
 
 def _normal(one: DicomSlice) -> np.ndarray:
@@ -193,10 +194,10 @@ def _affine_of_stack(slices: Sequence[DicomSlice]) -> np.ndarray:
     """Return the affine of slices that are sorted by place.
 
     Raises:
-        ValueError: If the slices do not follow each other at equal steps along their normal.
+        ValueError: If the slices are not equally spaced along their normal.
     """
     if len(slices) < 2:
-        raise ValueError("a scan must have at least 2 slices, got 1. A single slice is no volume.")
+        raise ValueError("a scan must have at least 2 slices, got 1. Unzip the download again.")
     places = np.array([one.place for one in slices])
     _check_gaps(slices, np.diff(places @ _normal(slices[0])))
     affine = slices[0].affine.copy()
@@ -205,8 +206,8 @@ def _affine_of_stack(slices: Sequence[DicomSlice]) -> np.ndarray:
     aside = np.linalg.norm(aside - np.outer(aside @ _normal(slices[0]), _normal(slices[0])), axis=1)
     if aside.max() > np.linalg.norm(affine[:3, 0]) / 2:
         raise ValueError(
-            f"slices must lie straight above each other, but {slices[int(aside.argmax())]} lies {aside.max():.1f} mm "
-            f"aside of {slices[0]}. Was the gantry tilted? Resample such a scan first."
+            f"slices must be stacked along their normal, but {slices[int(aside.argmax())]} is shifted by "
+            f"{aside.max():.1f} mm from {slices[0]}. If the gantry was tilted, resample the scan first."
         )
     return affine
 
@@ -218,7 +219,7 @@ def _check_gaps(slices: Sequence[DicomSlice], gaps: np.ndarray) -> None:
     worst = int(off.argmax())
     if usual < 1e-3 or off[worst] > 0.1 + 0.05 * usual:
         raise ValueError(
-            f"slices must lie at equal distances, but {slices[worst]} and {slices[worst + 1]} (mm, "
-            f"ImagePositionPatient) are {gaps[worst]:.2f} mm apart, and most {usual:.2f} mm. Is a slice missing or "
-            "there twice?"
+            f"slices must be equally spaced, but {slices[worst]} and {slices[worst + 1]} (mm, "
+            f"ImagePositionPatient) are {gaps[worst]:.2f} mm apart, and most {usual:.2f} mm. Look for a slice that is "
+            "missing or there twice."
         )

@@ -1,9 +1,9 @@
-"""What is done to a scan's volumes, and the numbers of it that ``dataset.json`` keeps.
+"""How a scan's volumes are prepared, and the parameters that ``dataset.json`` records.
 
     clean        MONAI's resampling in floating point, cropped or padded to exactly 256 x 256
     reference    the authors' arithmetic (``bundle.transforms.reference``), with an affine that follows the crop
 
-Volumes come in as files hold them, ``(1, X, Y, Z)``, and go out like that: columns, rows, slices.
+Volumes come in as they are stored, ``(1, X, Y, Z)``, and are returned as columns, rows, slices.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ MR_PERCENTILE = 99.5
 CT_WINDOW = (-125.0, 275.0)
 CT_SIZE, CT_MARGIN = 512, 32
 CT_FIELD = (CT_SIZE - 2 * CT_MARGIN) / CT_SIZE
-"""The share of a CT slice's side that is kept."""
+"""Share of each side of a CT slice that is kept."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a scan.
+    """How a scan is prepared.
 
     Attributes:
-        parameters: All that makes the result: equal parameters, equal result.
-        steps: One after the other; none leaves the scan as it is.
-        overrides: What the data set's config needs besides, on the command line, to take the result as it is.
+        parameters: Everything that determines the result: equal parameters give equal results.
+        steps: Applied in order; none leaves the scan unchanged.
+        overrides: Further options on the command line with which the data set's config reads the result unchanged.
     """
 
     parameters: dict[str, Any]
@@ -58,10 +58,10 @@ class Recipe:
 
 
 def mr_recipe(arithmetic: str) -> Recipe:
-    """Abdominal MR: clip the top 0.5 %, 1.25 x 1.25 x 7.7 mm, 256 x 256 about the center."""
+    """Abdominal MR: clip the top 0.5 %, 1.25 x 1.25 x 7.7 mm, 256 x 256 around the center."""
     parameters = {"clip_percentile": MR_PERCENTILE, "spacing_mm": [*MR_SPACING], "size": [SIZE, SIZE]}
     if arithmetic == "reference":
-        # Rows from front to back and the last one first, as in the authors' files: they resample from the first voxel.
+        # The orientation of the authors' files matters, since they resample from the first voxel.
         steps: list[Step] = [SliceLayoutd(BOTH, "ALS"), functools.partial(_each, _reference_mr)]
     else:
         steps = [SliceLayoutd(BOTH, "PLS"), ClipTopd(IMAGE, MR_PERCENTILE), FitSlicesd(BOTH, (SIZE, SIZE), MR_SPACING)]
@@ -69,11 +69,11 @@ def mr_recipe(arithmetic: str) -> Recipe:
 
 
 def ct_recipe(arithmetic: str, orientation: str | None) -> Recipe:
-    """Abdominal CT: clip to the window, keep 448 / 512 of the side about the center, 256 x 256, slices as they are.
+    """Abdominal CT: clip to the window, keep 448 / 512 of each side around the center, 256 x 256, slices unchanged.
 
     Args:
         arithmetic: ``"clean"`` keeps HU, clipped; ``"reference"`` scales to [0, 255].
-        orientation: Of rows, columns and slices in the reference's arithmetic; ``None`` is that of the file.
+        orientation: Orientation of rows, columns and slices in the reference's arithmetic; ``None``: the file's.
     """
     parameters = {"window_hu": [*CT_WINDOW], "field_of_view": CT_FIELD, "size": [SIZE, SIZE]}
     if arithmetic == "reference":
@@ -92,12 +92,12 @@ def cardiac_recipe() -> Recipe:
 def nifti_recipe(
     spacing: Sequence[float] | str | None, size: Sequence[int] | None, orientation: str | None = "PLS"
 ) -> Recipe:
-    """Any volumes: as they are, or resampled if ``spacing`` or ``size`` is given; see ``FitSlicesd``.
+    """Any volumes: unchanged, or resampled if ``spacing`` or ``size`` is given; see ``FitSlicesd``.
 
     Args:
-        spacing: (row, column, slice) in mm, -1 keeps; ``"fit"``, also if only ``size`` is given.
+        spacing: (row, column, slice) in mm, -1 keeps; or ``"fit"``, the default if only ``size`` is given.
         size: Rows and columns; 256 x 256 if only ``spacing`` is given.
-        orientation: Of rows, columns and slices, see ``SliceLayoutd``.
+        orientation: Orientation of rows, columns and slices, see ``SliceLayoutd``.
 
     Raises:
         ValueError: If one of them is out of range.
@@ -115,7 +115,7 @@ def _fitted(orientation: str | None, spacing: Sequence[float] | str, size: Seque
 
 
 def _columns_first(volumes: Data) -> Data:
-    """Turn (rows, columns, slices) to the order of NIfTI files."""
+    """Transpose (rows, columns, slices) to the order of NIfTI files."""
     result = dict(volumes)
     for key in result:
         row, column, out = nibabel.aff2axcodes(np.asarray(result[key].affine))
@@ -130,7 +130,7 @@ def _clip_hu(volumes: Data) -> Data:
 
 
 def _fit_field(volumes: Data) -> Data:
-    """Resample so that the kept share of the longer side fills the slice: 512 pixels less 32 at each end, or alike."""
+    """Resample so that the kept share of the longer side fills the slice: for 512 pixels, 448 of them."""
     extent = np.asarray(volumes[IMAGE].pixdim, dtype=float)[:2] * volumes[IMAGE].shape[1:3]
     pixel = float(max(extent)) * CT_FIELD / SIZE
     return FitSlicesd(BOTH, (SIZE, SIZE), (pixel, pixel, -1))(volumes)
@@ -147,9 +147,8 @@ def _each(change: Callable[[MetaTensor, bool], MetaTensor], volumes: Data) -> Da
 
 def _reference_mr(volume: MetaTensor, is_label: bool) -> MetaTensor:
     values = _whole(volume)
-    old = (
-        np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).astype(np.float32).astype(float)
-    )  # as NIfTI keeps it
+    # NIfTI stores voxel sizes as float32.
+    old = np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0).astype(np.float32).astype(float)
     if is_label:
         resampled = resample_label(values, old, MR_SPACING)
     else:
@@ -163,8 +162,8 @@ def _reference_mr(volume: MetaTensor, is_label: bool) -> MetaTensor:
 def _reference_ct(volume: MetaTensor, is_label: bool) -> MetaTensor:
     if tuple(volume.shape[1:3]) != (CT_SIZE, CT_SIZE):
         raise ValueError(
-            f"the reference's arithmetic is made for slices of {CT_SIZE} x {CT_SIZE}, got {tuple(volume.shape[1:3])}. "
-            "Take --arithmetic clean."
+            f"the reference's arithmetic needs slices of {CT_SIZE} x {CT_SIZE}, got {tuple(volume.shape[1:3])}. "
+            "Use --arithmetic clean."
         )
     step = (CT_FIELD * CT_SIZE / SIZE, CT_FIELD * CT_SIZE / SIZE, 1.0)
     inside = (slice(CT_MARGIN, -CT_MARGIN), slice(CT_MARGIN, -CT_MARGIN))
@@ -176,19 +175,19 @@ def _reference_ct(volume: MetaTensor, is_label: bool) -> MetaTensor:
 
 
 def _whole(volume: MetaTensor) -> np.ndarray:
-    """Return a volume in 16 bits, as the authors have it."""
+    """Return a volume as 16-bit integers, as the authors use."""
     values = np.asarray(volume)[0]
     limits = np.iinfo(np.int16)
     if (values != np.rint(values)).any() or values.min() < limits.min or values.max() > limits.max:
         raise ValueError(
-            "the reference's arithmetic is made for whole numbers of 16 bits, got values from "
-            f"{values.min():g} to {values.max():g}. Take --arithmetic clean."
+            "the reference's arithmetic needs 16-bit integers, got values from "
+            f"{values.min():g} to {values.max():g}. Use --arithmetic clean."
         )
     return values.astype(np.int16)
 
 
 def _regridded(values: np.ndarray, old: MetaTensor, start: np.ndarray, step: np.ndarray) -> MetaTensor:
-    """Give values ``(H, W, Z)`` an affine: their voxel ``i`` lies at the old volume's ``start + step * i``."""
+    """Give values ``(H, W, Z)`` an affine: voxel ``i`` lies at voxel ``start + step * i`` of the old volume."""
     change = np.diag([*step, 1.0])
     change[:3, 3] = start
     affine = np.asarray(old.affine, dtype=float) @ change

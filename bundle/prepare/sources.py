@@ -1,6 +1,6 @@
-"""What was downloaded -> its scans: where each one's files lie, and how they are read.
+"""A download -> its scans: the files of each, and how they are read.
 
-Only names are looked at here; files are opened scan by scan, later.
+Only file names are read here; the files themselves are opened later, scan by scan.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BTCV_ORGANS = {
 MSCMR_ORGANS = {"lv_myocardium": 200, "lv_blood_pool": 500, "rv": 600}
 
 LEFT_OUT = {"Test_Sets", "Testing", "__MACOSX"}
-"""Folders not looked into: test sets have no labels, and macOS leaves shadows of zipped files."""
+"""Folders that are skipped: test sets have no labels, and macOS adds hidden copies of zipped files."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class SourceScan:
     """A scan's files in a download.
 
     Attributes:
-        name: What it is called from now on; its last number is the scan's id.
-        place: Where it was found, for messages.
+        name: Its name in the prepared data set; the last number is the scan's id.
+        place: Path in the download, for messages.
         image: Files of its image; none if they are missing.
         label: Files of its label, in the order of the image's; none if it has no label.
     """
@@ -65,14 +65,14 @@ class Source:
 
     Attributes:
         name: Name of the data set.
-        folder: Where it lies.
+        folder: Its folder.
         modality: ``"mr"`` or ``"ct"``.
-        organs: Names and ids; ``None`` if they are what the labels hold.
-        origin: Where the data come from.
-        licence: Their terms.
+        organs: Names and ids; ``None`` takes the ids that the labels hold.
+        origin: Origin of the data.
+        licence: Terms of use.
         config: The data set's override in ``configs/``.
-        scans: In the order of their ids.
-        read: Gives a scan's volumes.
+        scans: Scans in the order of their ids.
+        read: Reads a scan's volumes.
     """
 
     name: str
@@ -87,33 +87,17 @@ class Source:
 
 
 def open_chaos(folder: Path, part: str) -> Source:
-    """Find the scans of CHAOS as unzipped.
+    """Find the scans of the unzipped CHAOS training set.
 
     Args:
         folder: ``MR`` or ``CT``, or any folder above.
-        part: ``"mr"`` for the T2-SPIR scans, ``"ct"``.
+        part: ``"mr"`` for the T2-SPIR scans, or ``"ct"``.
 
     Raises:
-        ValueError: If there are none, or two of the same number, or pydicom is missing.
+        ValueError: If there are no scans, two of the same number, or pydicom is missing.
     """
     if find_spec("pydicom") is None:
-        raise ValueError("CHAOS comes as DICOM, which pydicom reads: install it (pip install pydicom).")
-    below = Path("T2SPIR") if part == "mr" else Path()
-    found: dict[int, list[Path]] = {}
-    for scan in _chaos_folders(folder, part):
-        found.setdefault(int(scan.name), []).append(scan)
-    _refuse_twice(found.values())
-    pattern = {"mr": "MR/<number>/T2SPIR/DICOM_anon/*.dcm", "ct": "CT/<number>/DICOM_anon/*.dcm"}[part]
-    _refuse_none(found, folder, f"{pattern} of the CHAOS training set")
-    scans = [
-        SourceScan(
-            f"chaos_{part}_{number:02d}",
-            scan,
-            _files(scan / below / "DICOM_anon", ".dcm"),
-            _files(scan / below / "Ground", ".png"),
-        )
-        for number, (scan,) in sorted(found.items())
-    ]
+        raise ValueError("CHAOS comes as DICOM, which needs pydicom. Install it: pip install pydicom.")
     grays = CHAOS_MR_GRAYS if part == "mr" else {1: (1, 65535)}
     return Source(
         name=f"chaos_{part}",
@@ -123,20 +107,38 @@ def open_chaos(folder: Path, part: str) -> Source:
         origin="CHAOS, Kavur et al. 2019, doi:10.5281/zenodo.3362844",
         licence="CC BY-NC-SA 4.0",
         config="data_chaos_t2" if part == "mr" else "data_sabs_ct",
-        scans=scans,
+        scans=_chaos_scans(folder, part),
         read=functools.partial(_read_dicom, grays=grays),
     )
+
+
+def _chaos_scans(folder: Path, part: str) -> list[SourceScan]:
+    found: dict[int, list[Path]] = {}
+    for scan in _chaos_folders(folder, part):
+        found.setdefault(int(scan.name), []).append(scan)
+    _refuse_twice(found.values())
+    pattern = {"mr": "MR/<number>/T2SPIR/DICOM_anon/*.dcm", "ct": "CT/<number>/DICOM_anon/*.dcm"}[part]
+    _refuse_none(found, folder, f"{pattern} of the CHAOS training set")
+    below = Path("T2SPIR") if part == "mr" else Path()
+    return [
+        SourceScan(
+            f"chaos_{part}_{number:02d}",
+            scan,
+            _files(scan / below / "DICOM_anon", ".dcm"),
+            _files(scan / below / "Ground", ".png"),
+        )
+        for number, (scan,) in sorted(found.items())
+    ]
 
 
 def open_btcv(folder: Path) -> Source:
     """Find the scans of BTCV, Synapse's ``RawData``, in a folder or below.
 
     Raises:
-        ValueError: If there are none, or two of the same number.
+        ValueError: If there are no scans, or two of the same number.
     """
-    images = _numbered(folder, r"img(\d+)\.nii(\.gz)?")
-    labels = _numbered(folder, r"label(\d+)\.nii(\.gz)?")
-    _refuse_none(images, folder, "Training/img/img0001.nii.gz and the like, of Synapse's RawData")
+    looked_for = "Training/img/img0001.nii.gz and the like, of Synapse's RawData"
+    scans = _numbered_scans(folder, r"img(\d+)", r"label(\d+)", "btcv_{:04d}", looked_for)
     return Source(
         name="btcv",
         folder=folder,
@@ -145,7 +147,7 @@ def open_btcv(folder: Path) -> Source:
         origin="BTCV (SABS), Landman et al. 2015, Synapse syn3193805, RawData",
         licence="terms of Synapse",
         config="data_sabs_ct",
-        scans=_paired(images, labels, "btcv_{:04d}"),
+        scans=scans,
         read=read_files,
     )
 
@@ -154,11 +156,10 @@ def open_mscmr(folder: Path) -> Source:
     """Find the bSSFP scans (C0) of MS-CMRSeg 2019 in a folder or below.
 
     Raises:
-        ValueError: If there are none, or two of the same number.
+        ValueError: If there are no scans, or two of the same number.
     """
-    images = _numbered(folder, r"patient(\d+)_C0\.nii(\.gz)?")
-    labels = _numbered(folder, r"patient(\d+)_C0_manual\.nii(\.gz)?")
-    _refuse_none(images, folder, "patient1_C0.nii.gz and the like, of MS-CMRSeg 2019")
+    looked_for = "patient1_C0.nii.gz and the like, of MS-CMRSeg 2019"
+    scans = _numbered_scans(folder, r"patient(\d+)_C0", r"patient(\d+)_C0_manual", "mscmr_{:02d}", looked_for)
     return Source(
         name="mscmr",
         folder=folder,
@@ -167,7 +168,7 @@ def open_mscmr(folder: Path) -> Source:
         origin="MS-CMRSeg 2019, Zhuang et al., bSSFP (C0)",
         licence="terms of the challenge",
         config="data_mscmr",
-        scans=_paired(images, labels, "mscmr_{:02d}"),
+        scans=scans,
         read=read_files,
     )
 
@@ -176,19 +177,19 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
     """Find the scans of any folder.
 
     Args:
-        folder: Holds the images, or ``images/`` (and ``labels/``), or nnU-Net's ``imagesTr`` (and ``labelsTr``).
-        labels: Holds the labels: of equal names, or else of equal last numbers.
-        organs: Names and ids; ``None`` takes what the labels hold.
+        folder: Folder of images, or with ``images/`` (and ``labels/``), or nnU-Net's ``imagesTr`` (and ``labelsTr``).
+        labels: Folder of labels, with the names of their images, or else with the same last numbers.
+        organs: Names and ids; ``None`` takes the ids that the labels hold.
         modality: ``"mr"`` or ``"ct"``.
 
     Raises:
-        ValueError: If there is no image, or it is not clear which label belongs to which image.
+        ValueError: If there is no image, or labels cannot be matched to images.
     """
     found = subfolder(folder, IMAGE_FOLDERS)
     place = found if found.is_dir() else folder
     label_files = _by_name(labels or subfolder(folder, LABEL_FOLDERS))
     images = first_channels(_by_name(place), label_files, place)
-    _refuse_none(images, folder, f"images ({', '.join(IMAGE_SUFFIXES)}), there or in images/")
+    _refuse_none(images, folder, f"images ({', '.join(IMAGE_SUFFIXES)}), directly or in images/")
     label_of = _matched(images, label_files)
     return Source(
         name=(folder.parent if folder.name in IMAGE_FOLDERS else folder).name,
@@ -207,29 +208,29 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
 
 
 def read_files(scan: SourceScan) -> Data:
-    """Read a scan of one file an image and label: float32 ``(1, X, Y, Z)`` as the files hold them."""
+    """Read a scan with one file for the image and one for the label: float32 ``(1, X, Y, Z)``, as stored."""
     if not scan.image:
-        raise ValueError("there is a label, but no image.")
+        raise ValueError("a label must have an image, got none. Add the image, or remove the label.")
     files = {IMAGE: scan.image[0]} | ({LABEL: scan.label[0]} if scan.label else {})
     volumes = LoadImaged(list(files), reader=ScanReader, image_only=True)(files)
     return EnsureChannelFirstd(list(files))(volumes)
 
 
 def _read_dicom(scan: SourceScan, grays: Mapping[int, tuple[int, int]]) -> Data:
-    from bundle.prepare.dicom import read_stack  # the others do without pydicom
+    from bundle.prepare.dicom import read_stack  # the other sources do not need pydicom
 
     return read_stack(scan.image, scan.label, grays)
 
 
 def _chaos_folders(folder: Path, part: str) -> set[Path]:
-    """Return a part's numbered folders, complete or not; the test sets, which have no labels, are left out."""
+    """Return a part's numbered folders, complete or not, without the test sets."""
     contents = {"mr": ("T1DUAL", "T2SPIR"), "ct": ("DICOM_anon", "Ground")}[part]
     found = {path.parent for name in contents for path in _below(folder, name)}
     return {scan for scan in found if scan.name.isdecimal()}
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:
-    """Return what a folder holds at any depth, but for what is left out and hidden things."""
+    """Return the matching paths below a folder, without hidden ones and those in ``LEFT_OUT``."""
     return [
         path
         for path in folder.rglob(pattern)
@@ -238,7 +239,7 @@ def _below(folder: Path, pattern: str) -> list[Path]:
 
 
 def _files(folder: Path, suffixes: str | tuple[str, ...]) -> tuple[Path, ...]:
-    """Return the files of a folder, if it is there, with the numbers in their names in counting order."""
+    """Return the visible files of a folder in natural order; none if the folder is missing."""
     found = folder.iterdir() if folder.is_dir() else []
     visible = [path for path in found if path.name.lower().endswith(suffixes) and not path.name.startswith(".")]
     return tuple(sorted(visible, key=_natural))
@@ -251,13 +252,16 @@ def _natural(path: Path) -> list[str | int]:
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
     found: dict[int, list[Path]] = {}
     for path in sorted(_below(folder, "*.nii*")):
-        if match := re.fullmatch(pattern, path.name):
+        if match := re.fullmatch(rf"{pattern}\.nii(\.gz)?", path.name):
             found.setdefault(int(match[1]), []).append(path)
     _refuse_twice(found.values())
     return {number: path for number, (path,) in found.items()}
 
 
-def _paired(images: Mapping[int, Path], labels: Mapping[int, Path], name: str) -> list[SourceScan]:
+def _numbered_scans(folder: Path, image: str, label: str, name: str, looked_for: str) -> list[SourceScan]:
+    """Return the scans whose files have numbered names, given as patterns without their suffix."""
+    images, labels = _numbered(folder, image), _numbered(folder, label)
+    _refuse_none(images, folder, looked_for)
     return [
         SourceScan(
             name.format(number),
@@ -281,7 +285,7 @@ def _matched(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str
     """Return the label of each image that has one, by name.
 
     Raises:
-        ValueError: If a label's name and number belong to no image, or to several.
+        ValueError: If a label matches no image, or several.
     """
     if labels.keys() <= images.keys():
         return dict(labels)
@@ -290,13 +294,13 @@ def _matched(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str
         orphans = ", ".join(sorted(labels.keys() - images.keys())[:5])
         raise ValueError(
             f"a label must have the name of its image, or the same last number if no other has it: {orphans} cannot "
-            "be matched. Rename the labels as their images."
+            "be matched. Give labels the names of their images."
         )
     return {image_of[number]: labels[name] for number, name in label_of.items()}
 
 
 def _by_last_number(names: Iterable[str]) -> dict[int, str] | None:
-    """Return the names by their last numbers, or ``None`` if some have none or the same."""
+    """Return the names by their last numbers, or ``None`` if a number is missing or repeated."""
     numbers = {name: re.findall(r"\d+", name) for name in names}
     by_number = {int(found[-1]): name for name, found in numbers.items() if found}
     return by_number if len(by_number) == len(numbers) else None
@@ -305,7 +309,9 @@ def _by_last_number(names: Iterable[str]) -> dict[int, str] | None:
 def _refuse_twice(found: Iterable[Sequence[Path]]) -> None:
     for paths in found:
         if len(paths) > 1:
-            raise ValueError(f"{paths[0]} and {paths[1]} are of the same scan. Keep one, or give a narrower --source.")
+            raise ValueError(
+                f"a scan must be there once, got {paths[0]} and {paths[1]}. Keep one, or give a narrower --source."
+            )
 
 
 def _refuse_none(found: Sized, folder: Path, looked_for: str) -> None:

@@ -1,4 +1,4 @@
-"""``python -m bundle benchmark``: what it measures by default, and how it says a mistake."""
+"""``python -m bundle benchmark``: what it measures by default, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("inference --organs 1,none", "organs must be a whole number of at least 1, got 'none'"),
         ("inference --slices []", "slices must be a whole number of at least 1, got 0"),
         ("inference --prototypes -1", "prototypes must be a whole number"),
-        ("training --encoders vgg", "unknown encoder 'vgg'; known are resnet18, resnet34, resnet50, resnet101"),
+        ("training --encoders vgg", "unknown encoder 'vgg'. Choose among resnet18, resnet34, resnet50, resnet101"),
         ("all --repeats 0", "repeats must be a whole number"),
         ("all --threads 0", "threads must be a whole number"),
         ("all --seed -1", "seed must be a whole number from 0, got -1"),
@@ -141,17 +141,17 @@ def test_threads_are_those_that_are_asked_for(asked: list[tuple[Any, ...]]) -> N
         ("all --device", "--device has no value"),
         ("all --quik", "benchmark all has no option --quik. Did you mean --quick"),
         ("memory --steps 3", "benchmark memory has no option --steps"),
-        ("al", "benchmark has no command 'al'. Did you mean 'all'"),
+        ("al", "benchmark has no subcommand 'al'. Did you mean 'all'"),
     ],
 )
-def test_a_mistake_is_said_in_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:
+def test_an_error_is_reported_in_plain_words(asked: list[tuple[Any, ...]], given: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         words(*given.split())
 
 
-def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="device cuda is not there: GPUs that PyTorch sees: 0"):
+    with pytest.raises(ValueError, match="device cuda does not exist: PyTorch sees 0 GPUs"):
         Benchmark(device="cuda", threads=1)
 
 

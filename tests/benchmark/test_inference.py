@@ -1,4 +1,4 @@
-"""The original way finds what this bundle finds, with many more images; and numbers are put where they belong."""
+"""The original evaluation finds what this bundle finds, with many more images; each number has its column."""
 
 from __future__ import annotations
 
@@ -174,12 +174,12 @@ def test_the_original_way_may_be_measured_on_some_slices_and_is_scaled(
     assert (result.values["naive, s a scan"], result.note) == (3, "")
 
 
-def test_many_prototypes_are_counted_and_all_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_prototypes_are_counted_and_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     inferers: list[VolumeInferer] = []
-    speak = inference._all_speak
+    comparing_all = inference._comparing_all
 
     def remember(*arguments: Any) -> VolumeInferer:
-        inferers.append(speak(*arguments))
+        inferers.append(comparing_all(*arguments))
         return inferers[-1]
 
     def fake(works: Mapping[str, Callable[[], object]], repeats: int, title: str) -> dict[str, float]:
@@ -187,7 +187,7 @@ def test_many_prototypes_are_counted_and_all_speak(monkeypatch: pytest.MonkeyPat
         works["encoder"]()
         return {"ours": 6.0, "encoder": 3.0}
 
-    monkeypatch.setattr(inference, "_all_speak", remember)
+    monkeypatch.setattr(inference, "_comparing_all", remember)
     monkeypatch.setattr(inference, "side_by_side", fake)
     result = measure_prototypes(300, slices=3, size=64)
     used = inferers[-1]
@@ -240,17 +240,17 @@ def test_weights_are_of_the_seed_alone_and_leave_other_random_numbers_as_they_ar
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'; known are resnet18, resnet34, resnet50, resnet101"),
-        ({"matchings": ["mine"]}, "unknown matching 'mine'; known are paper, annotate_one"),
+        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'. Choose among resnet18, resnet34, resnet50, resnet101"),
+        ({"matchings": ["mine"]}, "unknown matching 'mine'. Choose among paper, annotate_one"),
         ({"organs": 0}, "organs must be a whole number of at least 1, got 0"),
         ({"support_scans": 1.5}, "support_scans must be a whole number"),
         ({"slices": -3}, "slices must be a whole number"),
         ({"naive_slices": -1}, "naive_slices must be a whole number"),
         ({"repeats": 0}, "repeats must be a whole number"),
-        ({"organs": 65}, "needs 8 pixels along each side for every organ.*got 65 organs in 64 x 64 pixels"),
+        ({"organs": 65}, "needs 8 pixels along each side of every organ.*got 65 organs in 64 x 64 pixels"),
     ],
 )
-def test_a_mistake_is_said_in_words(keys: dict[str, Any], message: str) -> None:
+def test_an_error_is_reported_in_plain_words(keys: dict[str, Any], message: str) -> None:
     given = {"encoder": "resnet18", "organs": 1, "support_scans": 1, "slices": 2, "size": 64} | keys
     with pytest.raises(ValueError, match=message):
         measure(**given)

@@ -1,4 +1,4 @@
-"""Memory of a process of its own is that of what it does, whatever the one that starts it holds."""
+"""A new process's memory is that of its own work, whatever memory its parent uses."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def test_the_peak_of_a_child_is_what_it_allocates_and_not_what_its_parent_holds(
     np.testing.assert_allclose([found["moment"], found["held"]], [200, 60], atol=4)
 
 
-def test_a_child_that_fails_is_said_with_its_last_words() -> None:
-    with pytest.raises(ValueError, match=r"(?s)tests\.benchmark\.allocate ended with exit code 1.*failed on purpose"):
+def test_a_process_that_fails_is_reported_with_its_last_lines() -> None:
+    with pytest.raises(
+        ValueError, match=r"(?s)tests\.benchmark\.allocate must end with exit code 0, got 1.*failed on purpose"
+    ):
         run_child("tests.benchmark.allocate", {"fail": True}, threads=1)
 
 
@@ -57,15 +59,15 @@ def test_the_peak_is_known_where_there_is_no_resource_module(monkeypatch: pytest
     assert peak_megabytes() == 3.0
 
 
-def test_a_system_that_cannot_forget_a_peak_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+def test_a_system_that_cannot_reset_the_peak_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError
 
     monkeypatch.setattr(Path, "write_text", refuse)
     children.forget_peak()
 
 
-def test_every_number_of_slices_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_of_slices_has_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def fake(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Every number that was measured is in the long table, in the one to read, and in the picture."""
+"""Every measured number is in the long table, in the Markdown table, and in the plot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_long_table_has_a_row_for_each_number() -> None:
     rows = long_form([timed(2.0, note="scaled", slices=7), stored(30, 123456.5)])
     head = ["benchmark", "encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size"]
     assert rows == [
-        [*head, "road", "quantity", "value", "note"],
+        [*head, "workflow", "quantity", "value", "note"],
         ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "ours, s a scan", "2", "scaled"],
         ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "naive, s a scan", "20", "scaled"],
         ["inference", "resnet18", "4", "1", "7", "paper", "", "", "", "encoder alone, s a scan", "1", "scaled"],
@@ -66,7 +66,7 @@ def test_a_panel_holds_the_cases_that_differ_in_one_column_alone() -> None:
     results += [timed(5.0, support_scans=8), timed(40.0, slices=300, organs=2), timed(9.0, encoder="resnet50")]
     organs, scans, encoders = lines_of(figure_of(results))
     assert organs == {
-        "original way (naive)": ([1, 4, 13], [20, 30, 60]),
+        "original evaluation (naive)": ([1, 4, 13], [20, 30, 60]),
         "this bundle, paper": ([1, 4, 13], [2, 3, 6]),
         "this bundle, annotate_one": ([1, 4, 13], [2, 3, 6]),
         "encoder alone": ([1, 4, 13], [1, 1.5, 3]),
@@ -82,7 +82,7 @@ def test_a_panel_holds_the_cases_that_differ_in_one_column_alone() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(organs)
 
 
-def test_memory_has_a_panel_of_its_own_after_the_times() -> None:
+def test_memory_has_its_own_panel_after_the_times() -> None:
     results = [timed(1.0, organs=1), timed(2.0, organs=2), timed(3.0, organs=2, slices=60)]
     results += [timed(4.0, organs=2, support_scans=2), stored(300, 900.0), stored(30, 500.0)]
     figure = figure_of(results)
@@ -95,7 +95,7 @@ def test_memory_has_a_panel_of_its_own_after_the_times() -> None:
 
 def test_without_such_results_the_picture_says_so() -> None:
     (panel,) = figure_of([Result("startup", {}, {"all, s": 1.0})]).axes
-    assert [text.get_text() for text in panel.texts] == ["no inference and no memory was measured"]
+    assert [text.get_text() for text in panel.texts] == ["neither inference nor memory was measured"]
 
 
 def test_all_files_are_written(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_table_tells_command_seed_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_states_command_seed_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["path/__main__.py", "benchmark", "all", "--output_dir", "a folder"])
     told = about(seed=7, device="cpu")
     assert told["command"] == "python -m bundle benchmark all --output_dir 'a folder'"

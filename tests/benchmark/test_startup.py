@@ -1,4 +1,4 @@
-"""The way to the first slice is told in parts that add up."""
+"""The time to the first slice is given in parts that add up."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_parts_are_medians_of_new_processes_without_the_first(monkeypatch: pytes
     one, other = startup.measure(repeats=3, size=64, slices=4, threads=2)
     assert [len(settings) for settings in asked.values()] == [4, 4]
     assert (one.values, other.values) == ({"config, s": 2, "all, s": 50}, {"config, s": 2, "all, s": 60})
-    road = "python -m monai.bundle, annotated scan"
-    assert dict(one.case) == {"road": road, "encoder": "resnet18", "slices": 4}
-    assert other.case["road"] == "python -m bundle, its prototypes"
+    workflow = "python -m monai.bundle, annotated scan"
+    assert dict(one.case) == {"workflow": workflow, "encoder": "resnet18", "slices": 4}
+    assert other.case["workflow"] == "python -m bundle, its prototypes"
     assert set(one.case) <= set(CASE_COLUMNS)  # tables leave out what they do not know
 
 

@@ -1,4 +1,4 @@
-"""The cache is filled anew each time, and scikit-image cuts the same slices."""
+"""The cache is filled again in each round, and scikit-image segments the same slices."""
 
 from __future__ import annotations
 

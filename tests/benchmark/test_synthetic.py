@@ -1,4 +1,4 @@
-"""Made-up scans show every organ where they should, and are the same each time."""
+"""Synthetic scans show every organ where they should, and are the same each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared is done in turn, and the warm-up does not count."""
+"""Works are compared in turn, and the warm-up does not count."""
 
 from __future__ import annotations
 

@@ -85,6 +85,6 @@ def test_the_first_block_is_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"steps": 0}, "steps must be a whole number"),
     ],
 )
-def test_a_mistake_is_said_in_words(keys: dict[str, Any], message: str) -> None:
+def test_an_error_is_reported_in_plain_words(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(**({"encoder": "resnet18"} | keys))

@@ -1,4 +1,4 @@
-"""What a user sees of a misspelt key, and of an error."""
+"""What a user sees when a key is misspelt, and when a command fails."""
 
 from __future__ import annotations
 
@@ -184,12 +184,12 @@ def test_an_error_over_the_input_is_one_sentence(
     explained(kind("fold must be from 0 to 4, got 7."), monkeypatch)
     assert capsys.readouterr().err.strip().splitlines() == [
         "error: fold must be from 0 to 4, got 7.",
-        "(MONAI_DEBUG=1 shows where it came from)",
+        "(MONAI_DEBUG=1 shows the traceback)",
     ]
 
 
 @pytest.mark.parametrize(("processes", "place"), [("1", "error: "), ("2", "error in process 1: ")])
-def test_of_several_processes_it_is_said_whose_error_it_is(
+def test_with_several_processes_the_error_names_its_process(
     processes: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", processes)
@@ -258,7 +258,7 @@ def failed(config: dict[str, Any]) -> BaseException:
     return caught.value
 
 
-def test_a_key_that_a_part_of_the_config_does_not_take_is_said() -> None:
+def test_a_key_that_a_component_does_not_accept_is_reported() -> None:
     error = failed({"_target_": "bundle.inference.matching.SliceMatching", "slicez": 3})
     assert sentence_of(error) == (
         "the config's bundle.inference.matching.SliceMatching cannot be made: "
@@ -266,19 +266,19 @@ def test_a_key_that_a_part_of_the_config_does_not_take_is_said() -> None:
     )
 
 
-def test_a_key_that_a_part_of_the_config_lacks_is_said() -> None:
+def test_a_key_that_a_component_lacks_is_reported() -> None:
     error = failed({"_target_": "bundle.transforms.RestoreGridd"})
     assert "missing 1 required positional argument: 'keys'" in (sentence_of(error) or "")
 
 
-def test_a_part_of_the_config_that_does_not_exist_is_said() -> None:
+def test_a_part_of_the_config_that_does_not_exist_is_reported() -> None:
     error = failed({"_target_": "bundle.networks.Nope"})
     assert sentence_of(error) == (
         "Cannot locate class or function path: 'bundle.networks.Nope'. Correct the _target_ in the config."
     )
 
 
-def test_a_wrong_value_in_a_config_is_said_in_the_words_of_the_part() -> None:
+def test_a_wrong_value_in_a_config_is_reported_by_its_component() -> None:
     error = failed({"_target_": "bundle.inference.matching.SliceMatching", "slices": 0})
     assert sentence_of(error) == "slices, grid and annotated_slices must be at least 1, got {'slices': 0}."
 
@@ -299,7 +299,7 @@ def test_a_mistake_inside_a_part_of_the_config_is_the_programs() -> None:
         (None, "device must be a name such as cpu or cuda:0, got None"),
         ("cuda", None),
         ("cuda:1", None),
-        ("cuda:2", "device cuda:2 is not there: GPUs that PyTorch sees: 2. Use --device cpu"),
+        ("cuda:2", "device cuda:2 does not exist: PyTorch sees 2 GPUs. Use --device cpu"),
         (torch.device("cpu"), None),
     ],
 )
@@ -339,7 +339,7 @@ def test_a_command_that_is_stopped_ends_in_one_sentence_and_code_130(capsys: pyt
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
-        "stopped by Ctrl-C. What was finished is kept; rerun the command to do the rest."
+        "stopped by Ctrl-C. Finished work is kept; rerun the command to do the rest."
     ]
 
 
@@ -349,7 +349,7 @@ def test_a_mistake_that_is_made_while_an_input_is_refused_is_the_programs() -> N
     assert sentence_of(mistake) is None
 
 
-def test_a_file_that_may_not_be_read_is_said_by_a_command() -> None:
+def test_a_file_that_may_not_be_read_is_reported_by_a_command() -> None:
     with pytest.raises(SystemExit, match=r"error: .*Permission denied: 'scan\.nii\.gz'"), in_one_sentence():
         raise PermissionError(13, "Permission denied", "scan.nii.gz")
 

@@ -1,4 +1,4 @@
-"""``python -m bundle``: manuals and refusals are there at once, and the package is found from any folder."""
+"""``python -m bundle``: help and refusals appear at once, and the package is found from any folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_the_manual_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     page = said(words, capsys)
     assert all(f"\n    {verb} " in page for verb in VERBS)
 
@@ -38,13 +38,13 @@ def test_the_manual_names_every_verb(words: list[str], capsys: pytest.CaptureFix
         ("export", ["--configs "]),
     ],
 )
-def test_each_manual_tells_what_can_be_set(verb: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_help_text_lists_the_options(verb: str, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     page = said([*verb.split(), "--help"], capsys)
     for line in lines:
         assert f"\n{line}" in page
 
 
-def test_manuals_and_refusals_do_not_wait_for_pytorch() -> None:
+def test_help_and_refusals_do_not_wait_for_pytorch() -> None:
     code = """
 import sys
 from bundle.__main__ import VERBS, main
@@ -64,11 +64,11 @@ print(sorted({"torch", "monai", "numpy"} & set(sys.modules)), file=sys.stderr)
     ("words", "message"),
     [
         (["trainin"], "there is no command 'trainin'. Did you mean 'training'?"),
-        (["training", "--config_file", "x"], "--config_file is chosen by training itself. Add config files with --con"),
+        (["training", "--config_file", "x"], "--config_file is set by training itself. Add config files with --con"),
         (["training", "--data"], "--data has no value. Write --data <value>."),
         (["training", "x"], "'x' belongs to no key."),
         (["training", "--configs", "none.yaml"], "there is no config none.yaml. Give a path, or one of data_chaos_t2"),
-        (["prepare", "chaoss"], "prepare has no command 'chaoss'. Did you mean 'chaos'?"),
+        (["prepare", "chaoss"], "prepare has no subcommand 'chaoss'. Did you mean 'chaos'?"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], message: str) -> None:
@@ -100,4 +100,4 @@ def test_transformers_is_not_imported_and_can_be() -> None:
 def test_a_file_that_monai_would_go_on_without_is_refused(key: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["training", f"--{key}", "none.json"])
-    assert f"error: --{key} must be a file that is there, got 'none.json'." in str(stop.value.code)
+    assert f"error: --{key} must be an existing file, got 'none.json'." in str(stop.value.code)

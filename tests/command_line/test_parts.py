@@ -1,4 +1,4 @@
-"""Parts of the merged config: where a key leads to, and what a component takes."""
+"""Parts of the merged config: which keys exist, and which arguments a component accepts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_keys_are_merged_as_monai_does() -> None:
             1,
             r"unknown key 'train#trainr#amp' in the command: train has no trainr\. Did you .*'train",
         ),
-        ("train::handlers::99", 1, r"train#handlers has the numbers 0 to \d+\. Give one\."),
+        ("train::handlers::99", 1, r"train#handlers has only the entries 0 to \d+\. Choose one\."),
         ("head#k", 3, r"sets head#k, but head is None and has no parts\. Set head as a whole\."),
         ("phantom#labelled", 3, r"phantom has no labelled\. Did you mean 'labeled'\?"),
         ("sampler", 3, r"sampler must be a mapping, as in the config, got 3\. Set one of its parts as sampler#name\."),
@@ -57,13 +57,13 @@ def test_a_part_that_another_one_refers_to_may_be_new() -> None:
     [
         (
             {"_target_": "bundle.inference.matching.SliceMatching", "slicez": 3},
-            r"unknown key 'a#slicez': bundle.inference.matching.SliceMatching takes no slicez\. Did .*'slices'",
+            r"unknown key 'a#slicez': bundle.inference.matching.SliceMatching does not accept slicez\. Did .*'slices'",
         ),
-        ({"_target_": "SupervisedTrainer", "max_epoch": 3}, r"takes no max_epoch\. Did you mean 'max_epochs'\?"),
+        ({"_target_": "SupervisedTrainer", "max_epoch": 3}, r"does not accept max_epoch\. Did you mean 'max_epochs'\?"),
         ({"_target_": "bundle.monai_label.AnsweringInferer", "slice_batc": 3}, r"Did you mean 'slice_batch'\?"),
         (
             {"_target_": "bundle.networks.Nope"},
-            r"a in the config is made by bundle.networks.Nope, which does not exist",
+            r"a in the config has the _target_ bundle.networks.Nope, which does not exist",
         ),
         ([{"b": {"_target_": "Compose", "transform": []}}], r"unknown key 'a#0#b#transform'.*'transforms'"),
     ],

@@ -1,4 +1,4 @@
-"""The table of what keys may be: complete, and each kind with what it takes and what it refuses."""
+"""The table of valid values: complete, with what each kind accepts and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m bundle annotation_order``: an annotator is played, and both orders are compared."""
+"""``python -m bundle annotation_order``: an annotator is simulated, and both orders are compared."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_the_command_writes_cases_tables_and_a_picture(
         ({"slice_sise": 3}, "unknown key 'slice_sise' in the command.*Did you mean 'slice_size'"),
     ],
 )
-def test_a_wrong_word_is_said_before_any_work(
+def test_a_wrong_option_is_reported_before_any_work(
     words: dict[str, Any], message: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bundle.evaluation.annotation_order.Annotator", None)
@@ -184,7 +184,7 @@ def test_a_wrong_word_is_said_before_any_work(
     assert not (tmp_path / "order").exists()
 
 
-def test_a_device_that_is_not_there_is_said(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_reported(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for device, message in (("cuda:0", "device cuda:0 is not there"), ("cpux", "device must be a name")):
         with pytest.raises(ValueError, match=message):
@@ -214,7 +214,7 @@ def test_a_label_map_without_the_organs_that_are_asked_for_is_named(study: Path,
     values = np.asarray(label.dataobj).copy()
     values[values == 1] = 0
     nibabel.save(nibabel.Nifti1Image(values, label.affine), path)
-    with pytest.raises(ValueError, match=rf"{path.name} shows none of the organs, on the network's grid"):
+    with pytest.raises(ValueError, match=rf"{path.name} shows none of the organs on the network's grid"):
         annotation_order(str(folder), str(tmp_path / "order"), 2, **SMALL, organs={"liver": 1})  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The table of cases: compared on the grid of the scan's own files, absent organs said, a report beside it."""
+"""The table of cases: compared on the grid of the scan's own files, with absent organs listed, and a report."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_is_predicted_where_the_organ_is_not_is_counted(scan: dict[str, Any
     assert float(kidneys["fp_outside_ml"]) == pytest.approx(1.5)
 
 
-def test_the_tolerance_is_a_setting_and_is_said(scan: dict[str, Any], tmp_path: Path) -> None:
+def test_the_tolerance_is_a_setting_and_is_written_to_the_table(scan: dict[str, Any], tmp_path: Path) -> None:
     scan["pred_masks"][0] = torch.roll(scan["pred_masks"][0], 1, dims=0)
     narrow, wide = (evaluate(scan, tmp_path / str(mm), nsd_tolerance=mm)["liver"] for mm in (3.0, 5.5))
     assert (narrow["nsd_tolerance_mm"], wide["nsd_tolerance_mm"]) == ("3", "5.5")
@@ -193,14 +193,14 @@ def test_another_process_writes_and_prints_no_case(
 
 def test_an_evaluation_without_a_scan_says_so(tmp_path: Path) -> None:
     inferer: Any = SimpleNamespace(organ_names=lambda: ORGANS, support_scans=list)
-    with pytest.raises(ValueError, match="nothing to compare"):
+    with pytest.raises(ValueError, match="needs an annotated scan besides the support"):
         CaseTable(tmp_path / "cases.csv", inferer, CASE).report(Engine(lambda *_: None))
     assert not (tmp_path / "cases.csv").exists()
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     write_csv(tmp_path / "other.csv", [["scan", "dice"], ["a", "1"]])
-    with pytest.raises(ValueError, match="no table of cases"):
+    with pytest.raises(ValueError, match=r"must be a table of cases with the columns .*got scan, dice"):
         read_cases(tmp_path / "other.csv")
     write_csv(tmp_path / "older.csv", [[name for name in COLUMNS if name not in ("quality", "steps")]])
     assert read_cases(tmp_path / "older.csv") == []

@@ -1,4 +1,4 @@
-"""``python -m bundle drawn_slices``: a scan is drawn on in a few slices, the others are segmented."""
+"""``python -m bundle drawn_slices``: a few slices of a scan are drawn on, and the other scans are segmented."""
 
 from __future__ import annotations
 
@@ -90,5 +90,5 @@ def test_a_wrong_number_is_refused(study: Path, tmp_path: Path, wrong: dict[str,
 
 
 def test_a_matching_without_descriptions_of_slices_is_refused(study: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="slices are suggested by SliceMatching alone, matching is ChunkMatching"):
+    with pytest.raises(ValueError, match="matching must be SliceMatching, which suggests slices, got ChunkMatching"):
         drawn_slices(str(study), str(tmp_path), folds=[0], configs=["preset_paper"], **SMALL)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: masks on the files' grids, volumes, tables, pictures."""
+"""The results of an evaluation: masks on the files' grids, volumes, tables, pictures."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_the_means_become_curves_over_steps(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("validation/dice_liver")] == [(100, 0.625)]
 
 
-def test_an_absent_organ_is_said_and_not_averaged(tmp_path: Path) -> None:
+def test_an_absent_organ_is_listed_and_not_averaged(tmp_path: Path) -> None:
     dice = dice_table(tmp_path)
     evaluate(dice, 0, [[0.5, float("nan")], [0.7, 0.9]])
     assert ["0", "scan_0", "spleen", "absent"] in table(tmp_path / "dice.csv")
@@ -217,7 +217,7 @@ def test_a_resumed_run_replaces_the_evaluations_that_it_repeats(tmp_path: Path) 
     assert [row[0::3] for row in table(tmp_path / "dice.csv")[1::2]] == [["0", "0.5000"], ["4", "0.7500"]]
 
 
-def test_a_run_that_starts_anew_starts_a_new_table(tmp_path: Path) -> None:
+def test_a_run_from_the_start_begins_a_new_table(tmp_path: Path) -> None:
     for epoch in (4, 0):
         evaluate(dice_table(tmp_path), epoch, [[0.5, 0.5]])
     assert {row[0] for row in table(tmp_path / "dice.csv")[1:]} == {"0"}

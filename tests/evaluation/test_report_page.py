@@ -1,4 +1,4 @@
-"""The report: means of units by hand, and a page that is whole, tells the numbers, and trusts no name."""
+"""The report: means of units by hand, and a page that is complete, shows the numbers, and escapes all names."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_links_within_the_page_lead_somewhere_and_no_name_is_there_twice(tmp_path: Path) -> None:
+def test_links_within_the_page_have_targets_and_no_id_is_repeated(tmp_path: Path) -> None:
     parsed = page(tmp_path, [*RATED, *({**one, "method": "plain"} for one in RATED)])
     names = [found["id"] for _, found in parsed.elements if "id" in found]
     links = [found[name][1:] for _, found in parsed.elements for name in ("href", "xlink:href") if name in found]
@@ -183,7 +183,7 @@ def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
     assert "49" not in parsed.text.replace(EVIL, "")
 
 
-def test_the_page_tells_the_numbers_of_the_tables(tmp_path: Path) -> None:
+def test_the_page_shows_the_numbers_of_the_tables(tmp_path: Path) -> None:
     cases = [*rated("liver", *FIVE), *rated("spleen", (0.6, "0.52"))]
     parsed = page(tmp_path, cases, published={"1": {"liver": 70.0}})
     dice, metrics, quality = (parsed.rows(number) for number in range(3))
@@ -216,11 +216,11 @@ def test_a_sentence_says_what_was_evaluated(tmp_path: Path) -> None:
     cases = [*scans("liver", "0", 0.5, 0.6), *scans("spleen", "1", 0.5, seed="8", protocol="volume")]
     assert (
         "alpnet segmented 2 organs in 3 scans of phantoms, over 2 folds and 2 seeds, under the protocols paper (the"
-        " organ's extent in the query is known) and volume (nothing is known of the query)."
+        " organ's extent in the query is known) and volume (nothing is known about the query)."
     ) in page(tmp_path, cases).text
 
 
-def test_an_evaluation_without_folds_speaks_of_none(tmp_path: Path) -> None:
+def test_an_evaluation_without_folds_mentions_none(tmp_path: Path) -> None:
     parsed = page(tmp_path, [case(0.5, fold="")])
     assert "1 organ in 1 scan of phantoms, with 1 seed, under the protocol paper" in parsed.text
     assert "over 1 fold" not in parsed.text
@@ -240,13 +240,13 @@ def test_all_cases_are_listed_the_worst_first_and_the_absent_last(tmp_path: Path
     ]  # fmt: skip
 
 
-def test_what_all_cases_share_is_said_once_and_what_differs_has_a_column(tmp_path: Path) -> None:
+def test_what_all_cases_share_is_stated_once_and_what_differs_has_a_column(tmp_path: Path) -> None:
     parsed = page(tmp_path, [case(0.5), case(0.4, seed="8", support="scan_9")])
     assert parsed.rows(2)[0][:5] == ["scan", "organ", "seed", "support", "status"]
-    assert "The same in all: dataset phantoms, method alpnet, setting 1, protocol paper, fold 0" in parsed.text
+    assert "The same in all cases: dataset phantoms, method alpnet, setting 1, protocol paper, fold 0" in parsed.text
 
 
-def test_the_telling_cases_have_their_pictures_as_jpeg(tmp_path: Path) -> None:
+def test_the_typical_cases_have_their_pictures_as_jpeg(tmp_path: Path) -> None:
     gray = {"scan_00": 100, "scan_01": 200, "scan_02": 50}
 
     def picture_of(one: Case) -> Path:
@@ -269,7 +269,7 @@ def test_pictures_are_of_the_first_method_under_each_protocol(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("picture", [None, Path("no such file.png")])
-def test_a_missing_picture_is_said(tmp_path: Path, picture: Path | None) -> None:
+def test_a_missing_picture_is_mentioned(tmp_path: Path, picture: Path | None) -> None:
     parsed = page(tmp_path, scans("liver", "0", 0.5, 0.0), picture_of=lambda _: picture)
     assert pictures(parsed) == []
     assert parsed.text.count("There is no picture of this case.") == 2
@@ -279,7 +279,7 @@ def test_a_missing_picture_is_said(tmp_path: Path, picture: Path | None) -> None
 def test_an_organ_that_no_scan_has_makes_a_page_too(tmp_path: Path) -> None:
     parsed = page(tmp_path, [case(None)], published={"1": {"liver": 70.0}})
     assert parsed.rows(0)[2] == ["alpnet", "1, paper", "-", "-", "-", "1", "1", "0 (0, 1)"]
-    assert "No case has any of the organs." in parsed.text
+    assert "No scan shows any of the organs." in parsed.text
 
 
 @pytest.mark.parametrize(("organs", "methods"), [(1, 1), (3, 2), (13, 1)])

@@ -17,7 +17,7 @@ from bundle.evaluation.scores import (
     quality_table,
     scores,
     series_of,
-    telling_cases,
+    typical_cases,
     unit_means,
 )
 
@@ -184,7 +184,7 @@ def test_published_numbers_stand_first_and_the_paper_protocol_is_compared_with_t
     ]
 
 
-def test_a_short_training_on_few_scans_is_said_in_the_rows_that_compare_it() -> None:
+def test_rows_of_a_short_training_on_few_scans_state_steps_and_scans() -> None:
     cases = numbers([case | {"steps": "30"} for case in scans("liver", "0", 0.5, 0.6)])
     table = dice_table(cases, {"1": {"liver": 62.5}})
     assert table[["training steps", "scans"]].to_numpy().tolist() == [["-", "-"], ["30", "2"], ["30", "2"]]
@@ -193,7 +193,7 @@ def test_a_short_training_on_few_scans_is_said_in_the_rows_that_compare_it() -> 
 
 
 @pytest.mark.parametrize("organ", ["mean", "scans", "method", "all organs"])
-def test_an_organ_that_is_called_as_a_column_has_a_column_of_its_own(organ: str) -> None:
+def test_an_organ_with_the_name_of_a_column_has_its_own_column(organ: str) -> None:
     cases = numbers([case(0.5, organ=organ, quality="0.8"), case(0.3, quality="0.7")])
     table = dice_table(cases)
     assert table[f"organ {organ}"].tolist() == ["50.0"]
@@ -227,7 +227,7 @@ def test_the_other_metrics_have_a_row_for_each_organ_and_one_for_the_mean() -> N
 def test_the_best_the_median_and_the_worst_case_are_told_and_none_twice(
     dice: list[float | None], expected: list[tuple[str, float]]
 ) -> None:
-    told = telling_cases(numbers(scans("liver", "0", *dice)))
+    told = typical_cases(numbers(scans("liver", "0", *dice)))
     assert [(rank, found["dice"].item()) for rank, found in told] == expected
 
 

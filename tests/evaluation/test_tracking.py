@@ -1,4 +1,4 @@
-"""What MLflow gets of an evaluation, and that its runs end; the real thing where MLflow is installed."""
+"""What an evaluation logs to MLflow, and that its runs are closed; the real server where MLflow is installed."""
 
 from __future__ import annotations
 

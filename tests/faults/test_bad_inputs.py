@@ -219,7 +219,7 @@ def test_a_bad_input_is_one_sentence_and_nothing_is_written(command: str, folder
         main(shlex.split(command))
     said = stop.value.code
     assert isinstance(said, str), f"the exit code was {said}"  # a text is printed, and the code is 1
-    sentence = said.removesuffix("\n(MONAI_DEBUG=1 shows where it came from)")
+    sentence = said.removesuffix("\n(MONAI_DEBUG=1 shows the traceback)")
     assert sentence != said
     assert sentence.startswith("error: ")
     assert len(sentence) < 1500

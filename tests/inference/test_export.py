@@ -408,7 +408,7 @@ def test_importing_the_module_needs_no_onnx() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["decoder"], "export has no command 'decoder'. Did you mean 'encoder'?"),
+        (["decoder"], "export has no subcommand 'decoder'. Did you mean 'encoder'?"),
         (
             ["encoder", "here"],
             "'here' belongs to no option of export encoder. Its options: --format, --output, --configs.",

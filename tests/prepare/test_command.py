@@ -34,14 +34,14 @@ def test_the_command_refuses_a_misspelt_option_before_anything_is_written(
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_the_manual_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 0
     page = capsys.readouterr().out
     assert all(f"    python -m bundle prepare {name} " in page for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
+def test_a_commands_help_lists_every_option_with_its_default_and_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(name, "--help") == 0
@@ -57,11 +57,11 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["chaoss"], "prepare has no command 'chaoss'. Did you mean 'chaos'?"),
+        (["chaoss"], "prepare has no subcommand 'chaoss'. Did you mean 'chaos'?"),
         (["chaos"], "--source must be a folder, got nothing."),
         (["chaos", "--source"], "--source has no value. Write --source <value>."),
         (["chaos", "--source=12"], "--source must be a folder, got 12 (write"),
-        (["chaos", "--source=nowhere"], "--source nowhere is no folder."),
+        (["chaos", "--source=nowhere"], "--source must be an existing folder, got nowhere."),
         (["chaos", "--source={s}"], "--target must be a folder, got nothing."),
         (["chaos", "{s}", "{t}"], "belongs to no option of prepare chaos. Its options: --source, --target, --part, "),
         (["chaos", "--source={s}", "--target={t}", "--part=t1"], "--part must be one of mr, ct, got 't1'."),
@@ -96,7 +96,10 @@ def test_a_commands_manual_tells_every_option_with_its_default_and_an_example(
             "--organs must be names and different ids",
         ),
         (["nifti", "--source={s}", "--target={t}", "--modality=us"], "--modality must be one of mr, ct, got 'us'."),
-        (["nifti", "--source={s}", "--target={t}", "--labels=nowhere"], "--labels nowhere is no folder."),
+        (
+            ["nifti", "--source={s}", "--target={t}", "--labels=nowhere"],
+            "--labels must be an existing folder, got nowhere.",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence_and_nothing_is_written(
@@ -108,7 +111,7 @@ def test_what_a_user_can_mend_is_one_sentence_and_nothing_is_written(
     text = said(capsys).strip()
     assert text.startswith("error: ")
     assert sentence in text
-    assert text.splitlines()[1:] == ["(MONAI_DEBUG=1 shows where it came from)"]
+    assert text.splitlines()[1:] == ["(MONAI_DEBUG=1 shows the traceback)"]
     assert not (tmp_path / "target").exists()
 
 
@@ -118,17 +121,17 @@ def test_a_download_without_any_label_is_refused_before_anything_is_written(
 ) -> None:
     write_plain(tmp_path / "source", "scan_1", None)
     assert run("nifti", source=tmp_path / "source", target=tmp_path / "target", unlabeled=choice) == 1
-    assert "none of the 1 scans of" in said(capsys)
+    assert "at least one scan must have a label, got none in" in said(capsys)
     assert not (tmp_path / "target").exists()
 
 
 def test_the_debug_variable_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONAI_DEBUG", "1")
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="must be an existing folder"):
         run("chaos", source="nowhere")
 
 
-def test_the_last_line_tells_how_to_use_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_states_how_to_use_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_chaos_mr(tmp_path / "source", 1)
     run("chaos", source=tmp_path / "source", target=tmp_path / "target")
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The target folder: what is recorded, going on after a stop, and what is refused before anything is written."""
+"""The target folder: its record, resuming after a stop, and what is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_record_tells_what_was_made_of_what(tmp_path: Path) -> None:
+def test_the_record_states_the_source_of_every_file(tmp_path: Path) -> None:
     write_btcv(tmp_path / "RawData" / "Training", 4)
     assert run("btcv", source=tmp_path / "RawData", target=tmp_path / "target") == 0
     record = record_of(tmp_path / "target")
@@ -135,7 +135,7 @@ def tree_of_a_new_run(source: Path, target: Path, **options: str) -> dict[str, s
     return tree(target)
 
 
-def test_a_stop_leaves_whole_files_and_the_next_run_goes_on(
+def test_a_stop_leaves_whole_files_and_the_next_run_resumes(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, save = tmp_path / "target", nibabel.save
@@ -176,7 +176,7 @@ main(["prepare", *sys.argv[1:]])
 """
 
 
-def test_a_killed_process_leaves_whole_files_and_the_next_run_goes_on(tmp_path: Path, source: Path) -> None:
+def test_a_killed_process_leaves_whole_files_and_the_next_run_resumes(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "target"
     command = [sys.executable, "-c", KILLED, "nifti", f"--source={source}", f"--target={target}"]
     done = subprocess.run(
@@ -201,7 +201,7 @@ def test_a_stop_before_the_first_record_is_no_other_content(tmp_path: Path, sour
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": 32}, "prepared otherwise: .*recipe::size was not set, is .*32"),
+        ({"size": 32}, "prepared differently: .*recipe::size was not set, is .*32"),
         ({"modality": "ct"}, "modality was 'mr', is 'ct'"),
         ({"organs": "{a: 1, b: 2, c: 3, d: 4}"}, "organs_as_found was true, is false"),
     ],
@@ -225,10 +225,10 @@ def assert_says(text: str, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("notes.txt", "mine", "holds something that is no prepared data set"),
-        ("dataset.json", '{"phantom": {}, "organs": {}}', "dataset.json is no record of a prepared data set"),
-        ("dataset.json", "[]", "no record of a prepared data set"),
-        ("dataset.json", "{", "no record of a prepared data set"),
+        ("notes.txt", "mine", "must be empty or a prepared data set, got other files"),
+        ("dataset.json", '{"phantom": {}, "organs": {}}', "dataset.json must be the record of a prepared data set"),
+        ("dataset.json", "[]", "record of a prepared data set, but cannot be read"),
+        ("dataset.json", "{", "record of a prepared data set, but cannot be read"),
     ],
 )
 def test_a_target_that_holds_something_else_is_refused(
@@ -257,7 +257,7 @@ def test_a_target_that_overlaps_the_source_is_refused(
     (source.parent / "labels").rename(tmp_path / "away" / "labels")
     before = tree(tmp_path)
     assert run("nifti", source=source, labels=tmp_path / "away" / "labels", target=tmp_path / place) == 1
-    assert_says(said(capsys), "error: the prepared data must not lie in the source.* overlap")
+    assert_says(said(capsys), "error: the prepared data and the source must not overlap")
     assert tree(tmp_path) == before
 
 
@@ -294,10 +294,10 @@ def test_an_annotated_scan_without_an_organ_is_prepared_and_said(
         (lambda s: truncate(s / "labels" / "label_2.nii.gz"), "the file cannot be read .*truncated"),
         (lambda s: (s / "images" / "scan_2.nii.gz").write_bytes(b"no image"), "the file cannot be read"),
         (lambda s: spoil_header(s / "images" / "scan_2.nii.gz"), "the file cannot be read .*HeaderDataError"),
-        (lambda s: (s / "labels" / "label_2.nii.gz").unlink(), "there is no label. --unlabeled keep"),
+        (lambda s: (s / "labels" / "label_2.nii.gz").unlink(), "must have a label, got none. Use --unlabeled keep"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v[:-1]), r"its image's shape \(20, 24, 6\)"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.asarray, shift=3.0), "corners 3.0 mm apart"),
-        (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v + 5), r"holds \[5, 6, 7, 8, 9\], which is no"),
+        (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v + 5), r"ids of .*got \[5, 6, 7, 8, 9\]"),
         (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "the image is constant"),
     ],
 )
@@ -320,7 +320,7 @@ def test_a_label_that_the_crop_leaves_nothing_of_is_refused(
     corner = lambda v: np.pad(v[:1, :1, :1] * 0 + 1, [(0, n - 1) for n in v.shape])  # noqa: E731
     rewrite(source / "labels" / "label_2.nii.gz", corner)
     assert run("nifti", source=source, target=tmp_path / "target", size=16, spacing="2,2,-1") == 1
-    assert "scan_2 (from images/scan_2.nii.gz): nothing of the label is left" in said(capsys)
+    assert "scan_2 (from images/scan_2.nii.gz): the label must lie in the prepared field of view" in said(capsys)
 
 
 def test_a_damaged_slice_and_a_missing_folder_name_their_scans(
@@ -335,7 +335,7 @@ def test_a_damaged_slice_and_a_missing_folder_name_their_scans(
     assert run("chaos", source=tmp_path / "source", target=tmp_path / "target") == 1
     text = said(capsys)
     assert_says(text, r"chaos_mr_01 \(from MR/1\): IMG-0004-3.dcm cannot be read")
-    assert_says(text, r"chaos_mr_02 \(from MR/2\): there is no label")
+    assert_says(text, r"chaos_mr_02 \(from MR/2\): the scan must have a label")
     assert_says(text, r"chaos_mr_04 \(from MR/4\): every slice needs its label, got 8 DICOM files and 7 PNG")
     assert [scan["name"] for scan in record_of(tmp_path / "target")["scans"]] == ["chaos_mr_03"]
 

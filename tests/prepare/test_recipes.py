@@ -1,4 +1,4 @@
-"""What comes out: the authors' numbers, the clean recipe's geometry, and configs that take both as they are."""
+"""Prepared scans: the authors' numbers, the clean recipe's geometry, and configs that read both unchanged."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ EXACT = {"orientation": None, "spacing": None, "intensity__low": 0.0, "intensity
         ("mscmr", "data_mscmr", {}),
     ],
 )
-def test_the_configs_take_what_is_prepared_as_it_is(
+def test_the_configs_read_prepared_scans_unchanged(
     tmp_path: Path, command: str, name: str, keys: dict[str, Any]
 ) -> None:
     dataset, *arithmetic = command.split()
@@ -276,7 +276,7 @@ def volume_of(path: Path) -> MetaTensor:
     return MetaTensor(values[None], affine=torch.as_tensor(file.affine))
 
 
-def test_a_folder_of_volumes_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_of_volumes_is_kept_unchanged(tmp_path: Path) -> None:
     write_plain(tmp_path / "source", "scan_1", "scan_1", dtype=np.int16)
     write_plain(tmp_path / "source", "scan_2", "scan_2", dtype=np.float32)
     assert run("nifti", source=tmp_path / "source", target=tmp_path / "target") == 0
@@ -311,9 +311,9 @@ def test_a_folder_of_volumes_is_resampled_on_demand(
 @pytest.mark.parametrize(
     ("recipe", "shape", "values", "words"),
     [
-        (ct_recipe("reference", None), (64, 64, 3), (-900, 200), "made for slices of 512 x 512"),
-        (mr_recipe("reference"), (20, 24, 3), (0, 70000), "whole numbers of 16 bits, got values from 0 to 70000"),
-        (mr_recipe("reference"), (20, 24, 3), (0, 0.5), "whole numbers of 16 bits"),
+        (ct_recipe("reference", None), (64, 64, 3), (-900, 200), "needs slices of 512 x 512"),
+        (mr_recipe("reference"), (20, 24, 3), (0, 70000), "16-bit integers, got values from 0 to 70000"),
+        (mr_recipe("reference"), (20, 24, 3), (0, 0.5), "16-bit integers"),
         (ct_recipe("reference", "ALS"), (20, 24, 3), (900, 1200), "nothing varies inside the CT window"),
         (ct_recipe("clean", None), (20, 24, 3), (900, 1200), "nothing varies inside the CT window"),
     ],

@@ -1,4 +1,4 @@
-"""Which files are a scan's, wherever in the download the user points."""
+"""The files of each scan, whichever folder of the download the user gives."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_chaos_is_found_from_any_folder_above(chaos: Path, place: str) -> None:
     assert [len(scan.image) for scan in scans] == [len(scan.label) for scan in scans] == [8, 8]
 
 
-def test_chaos_without_pydicom_tells_what_to_install(chaos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chaos_without_pydicom_states_what_to_install(chaos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"install it \(pip install pydicom\)"):
+    with pytest.raises(ValueError, match="Install it: pip install pydicom"):
         open_chaos(chaos, "mr")
 
 
@@ -51,7 +51,7 @@ def test_slices_are_counted_and_not_spelled(tmp_path: Path) -> None:
 
 def test_a_scan_of_the_same_number_twice_is_refused(chaos: Path) -> None:
     write_chaos_mr(chaos / "copy", 10)
-    with pytest.raises(ValueError, match=r"are of the same scan. Keep one, or give a narrower --source"):
+    with pytest.raises(ValueError, match=r"a scan must be there once, got .*Keep one, or give a narrower --source"):
         open_chaos(chaos, "mr")
 
 
@@ -82,7 +82,7 @@ def test_a_label_without_an_image_is_a_scan_that_cannot_be_read(tmp_path: Path) 
     for number in (1, 2):
         write_btcv(tmp_path, number)
     (tmp_path / "img" / "img0002.nii.gz").unlink()
-    with pytest.raises(ValueError, match="a label, but no image"):
+    with pytest.raises(ValueError, match="a label must have an image"):
         read_files(open_btcv(tmp_path).scans[1])
 
 
@@ -124,14 +124,14 @@ def test_a_label_that_could_be_of_no_or_of_several_images_is_refused(
         (tmp_path / part).mkdir()
         for name in names:
             (tmp_path / part / f"{name}.nii.gz").touch()
-    with pytest.raises(ValueError, match=r"label.* cannot be matched. Rename the labels as their images"):
+    with pytest.raises(ValueError, match=r"label.* cannot be matched. Give labels the names of their images"):
         matches(tmp_path)
 
 
 def test_an_image_in_two_formats_is_refused(tmp_path: Path) -> None:
     for name in ("scan_1.nii", "scan_1.nii.gz", "scan_2.nii"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="of the same scan"):
+    with pytest.raises(ValueError, match="a scan must be there once"):
         open_nifti(tmp_path, None, None, "mr")
 
 

@@ -1,1 +1,1 @@
-"""Cross-validation: train and evaluate every fold, and write one table that can be trusted (``__main__``)."""
+"""Cross-validation: train and evaluate every fold, and write one table (``__main__``)."""

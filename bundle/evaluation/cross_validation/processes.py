@@ -1,4 +1,4 @@
-"""Processes that work side by side, share cores and GPUs, and end together."""
+"""Processes that run in parallel, share cores and GPUs, and are stopped together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundle.distributed import available_cores
 
 
 class Processes:
-    """The commands that run at present, so that they can be stopped together."""
+    """The running commands, so that they can be stopped together."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -28,7 +28,7 @@ class Processes:
         self._stopped = False
 
     def run_all(self, commands: Iterator[list[str]], folder: Path, slot: int, jobs: int) -> bool:
-        """Run commands one after the other, their output in ``log.txt``; return whether all ended well."""
+        """Run commands in turn, with their output in ``log.txt``; return whether all succeeded."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("ab") as log:
             return all(self._run(command, log, _environment(slot, jobs)) for command in commands)
@@ -52,10 +52,10 @@ class Processes:
         return code == 0
 
     def stop(self, grace: float = 10.0) -> None:
-        """End what runs, and start nothing more.
+        """Stop all running commands, and start no more.
 
         Args:
-            grace: Seconds after which a process that ignores the request to end is killed.
+            grace: Seconds after which a process that has not ended is killed.
         """
         with self._lock:
             self._stopped = True
@@ -71,30 +71,30 @@ class Processes:
 
 
 def _die_with_parent() -> None:
-    """Let Linux kill this process when the one that started it is gone, even if that was killed itself."""
+    """Let Linux kill this process when its parent ends, even if the parent was killed."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Share cores and GPUs among the units: threads that the user has set stay, and of GPUs each unit sees one."""
+    """Share cores and GPUs among the units: each sees one GPU; a number of threads that the user set stays."""
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // jobs)))
     if (count := torch.cuda.device_count()) > 1:
-        # The names may be indices or UUIDs, those that a cluster gave this job.
+        # A cluster may have given this job indices or UUIDs.
         given = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         environment["CUDA_VISIBLE_DEVICES"] = (given or [str(gpu) for gpu in range(count)])[slot % count]
     return environment
 
 
 def default_jobs(units: int) -> int:
-    """Return how many units to run at the same time: one a GPU, or one a core."""
+    """Return how many units to run at the same time: one per GPU, or else one per core."""
     return max(1, min(units, torch.cuda.device_count() or available_cores()))
 
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Let a request to terminate end this process as Ctrl-C does, so that what it started ends with it."""
+    """Handle SIGTERM like Ctrl-C, so that child processes are stopped, too."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Settings that must not change under a cross-validation, and the table and the report of its cases."""
+"""Settings that must not change during a cross-validation, and the table and the report of its cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bundle.provenance import changes, digest, file_records, versions
 
 
 def described_by(workflow: Workflow, scans: Sequence[Mapping[str, Any]], method: str) -> dict[str, Any]:
-    """Return what a cross-validation was made with: settings that must not change, and what a reader sees of it."""
+    """Return the settings of a cross-validation: those that must not change, and all values for a reader."""
     data = file_records(scan[key] for scan in scans for key in sorted(scan))
     settings = {
         "method": method,
@@ -43,10 +43,10 @@ def read_settings(root: Path) -> dict[str, Any]:
 
 
 def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
-    """Write the settings of a new cross-validation; compare those of one that goes on.
+    """Write the settings of a new cross-validation, or compare them with those of the one to resume.
 
     Raises:
-        ValueError: If a setting changed; nothing was done then.
+        ValueError: If a setting changed; nothing is written then.
     """
     if not path.is_file():
         with written_whole(path) as unfinished:
@@ -54,7 +54,7 @@ def refuse_other_settings(path: Path, described: Mapping[str, Any]) -> None:
         return
     if changed := changes(read_settings(path.parent)["settings"], described["settings"]):
         raise ValueError(
-            f"{path.parent} holds a cross-validation with other settings, and results must not be mixed: {changed}. "
+            f"{path.parent} holds a cross-validation with other settings, which must not be mixed: {changed}. "
             "Set them back, or choose another output_dir."
         )
 
@@ -65,14 +65,14 @@ def write_results(
     """Gather the cases of all finished units of some cross-validations, and write and print their table.
 
     Args:
-        roots: The cross-validations' folders.
+        roots: Output folders of the cross-validations.
         folder: Where ``cases.csv``, ``table.md`` and ``report.html`` go.
-        title: Of the report.
-        settings: What the report says of configuration.
-        with_pictures: Whether the report shows best, median and worst cases.
+        title: Title of the report.
+        settings: Settings that the report lists.
+        with_pictures: Whether the report shows the best, median and worst case.
     """
     described = [read_settings(root) for root in roots]
-    names = _told_apart(roots, [(one["settings"]["method"], one["settings"].get("setting")) for one in described])
+    names = _distinct(roots, [(one["settings"]["method"], one["settings"].get("setting")) for one in described])
     cases: list[dict[str, str]] = []
     pictures: dict[tuple[str, ...], Path] = {}
     for root, method in zip(roots, names, strict=True):
@@ -101,14 +101,14 @@ def write_results(
 
 
 def markdown_tables(cases: Sequence[Mapping[str, str]], published: Mapping[str, Mapping[str, float]]) -> str:
-    """Return tables as Markdown: Dice x 100 beside the published numbers, all other metrics, and how quality ranks."""
+    """Return Markdown tables: Dice x 100 beside the published numbers, all other metrics, quality against Dice."""
     table = numbers(cases)
     tables = [dice_table(table, published), metrics_table(table), quality_table(table)]
     return "\n".join(markdown(one) for one in tables if len(one))
 
 
-def _told_apart(roots: Sequence[Path], methods: Sequence[tuple[str, Any]]) -> list[str]:
-    """Return what methods are called: with the folder's name where two of a setting have the same."""
+def _distinct(roots: Sequence[Path], methods: Sequence[tuple[str, Any]]) -> list[str]:
+    """Return the names of methods, with the folder's name if two in the same setting share a name."""
     return [
         f"{method[0]}, {root.resolve().name}" if methods.count(method) > 1 else method[0]
         for root, method in zip(roots, methods, strict=True)

@@ -1,4 +1,4 @@
-"""The configs of a cross-validation and its units -> the commands that make each unit."""
+"""The configs of a cross-validation and its units -> the commands that run each unit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_SETTINGS = (
         "_meta_",
     ),
 )
-"""Keys that may differ between two starts of one cross-validation: they change no result, or each unit has its own."""
+"""Keys that may change when a cross-validation is resumed: they affect no result, or each unit sets its own."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Unit:
         root: The cross-validation's folder.
         group: Name of the test organs in setting 2, ``""`` in setting 1.
         organs: Names and ids of the organs that are evaluated.
-        fold: Which scans are held out.
-        seed: Of the training.
+        fold: The fold that is held out.
+        seed: Random seed of the training.
         scans: How many scans each evaluation segments.
     """
 
@@ -64,7 +64,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What the unit is called in messages."""
+        """The unit's name in messages."""
         return str(self.folder.relative_to(self.root))
 
     @property
@@ -74,12 +74,12 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        """Whether all tables of the unit are there; each is written at the end, whole."""
+        """Whether the unit has all its tables; each is written whole, at the end of its evaluation."""
         return all((self.folder / protocol / "cases.csv").is_file() for protocol in PROTOCOLS)
 
     @property
     def step(self) -> int:
-        """The last step that the training's log tells."""
+        """The last step in the training's log."""
         log = self.folder / "log" / "training.csv"
         last = log.read_text(encoding="utf-8").rstrip().rsplit("\n", 1)[-1] if log.is_file() else ""
         step = last.split(",")[0]
@@ -93,14 +93,14 @@ class Unit:
 
 
 class Workflow:
-    """The configs of a cross-validation and what the command line sets in them -> the commands of its units.
+    """The configs of a cross-validation and the keys of its command -> the commands of its units.
 
     Args:
         configs: Names in ``configs/`` or paths of the override files that come after ``train.yaml``.
         keys: Further keys, as ``monai.bundle run`` takes them.
         setting: 1, 2 or ``"legacy_all"``.
-        untrained: Evaluate the network as it starts.
-        weights_of: Do not train, but evaluate the weights of this finished cross-validation, each unit its own.
+        untrained: Evaluate the initial weights, without training.
+        weights_of: Evaluate the weights of this finished cross-validation, unit by unit, without training.
 
     Raises:
         ValueError: If a config or a key does not exist, or both ``untrained`` and ``weights_of`` are given.
@@ -115,7 +115,9 @@ class Workflow:
         weights_of: Path | None = None,
     ) -> None:
         if untrained and weights_of is not None:
-            raise ValueError("untrained starts without weights, weights_of takes trained ones. Give one of them.")
+            raise ValueError(
+                "untrained and weights_of exclude each other: trained weights cannot be untrained. Give one of them."
+            )
         paths = config_paths("train", configs)
         self.files = [str(path) for path in paths]
         self.keys = {"bundle_root": str(ROOT), **keys, "setting": setting}
@@ -132,7 +134,7 @@ class Workflow:
         return self.parser.get_parsed_content(key) if key in self.parser.get() else default
 
     def settings(self) -> dict[str, str]:
-        """Return every setting that can change a result, flat; a file stands there by its content, not its place."""
+        """Return every setting that can change a result, flat; a file is described by its content, not its path."""
         configs = {**self.evaluation.get(), "network_def": self.parser.get().get("network_def")}
         config = {key: value for key, value in configs.items() if key not in NOT_SETTINGS}
         taken = {} if self.weights_of is None else {"weights_of": self.weights_of.resolve().name}
@@ -154,7 +156,7 @@ class Workflow:
         return math.prod(map(int, numbers)) if all(number.isdigit() for number in numbers) else None
 
     def values(self) -> dict[str, str]:
-        """Return the settings for a reader: values in place of expressions, nothing that refers to another part."""
+        """Return the settings for a reader: evaluated expressions, and no references to other parts."""
         config = self.evaluation.get()
         expressions = [key for key, value in config.items() if str(value).startswith("$") and key not in NOT_SETTINGS]
         values = {key: str(self.evaluation.get_parsed_content(key)) for key in expressions}
@@ -162,7 +164,7 @@ class Workflow:
         return plain | {key: value for key, value in values.items() if os.sep not in value}
 
     def commands(self, unit: Unit, cache_dir: Path, method: str) -> Iterator[list[str]]:
-        """Return what a unit runs, one command after the other; what is done already is left out."""
+        """Yield the commands of a unit in order; those that are done already are left out."""
         own: dict[str, Any] = {"fold": unit.fold, "seed": unit.seed, "cache_dir": str(cache_dir)}
         if unit.group:
             own["test_organs"] = list(unit.organs)
@@ -172,12 +174,12 @@ class Workflow:
             trained = self.weights_of / unit.name
         elif not self.untrained:
             yield self._training(training)
-        elif self.get("statistics") == "training_set":  # a step that learns nothing leaves the intensities' numbers
+        elif self.get("statistics") == "training_set":  # one step with learning rate 0 writes the intensity statistics
             yield self._training({**training, "max_epochs": 1, "epoch_length": 1, "learning_rate": 0.0})
         evaluated = {**own, "organs": dict(unit.organs), "ckpt_dir": str(trained), "method": method}
         evaluated["steps"] = self.trained_steps
         if self.untrained:
-            # evaluate.yaml leaves the start's weights out, since the trained ones replace them.
+            # evaluate.yaml does not load the initial weights, since trained ones replace them.
             start = self.parser.get_parsed_content("network_def::encoder::weights")
             evaluated |= {"checkpoint": None, "network_def#encoder#weights": start}
         for protocol in PROTOCOLS:
@@ -192,7 +194,7 @@ class Workflow:
 
 
 def method_name(configs: Sequence[str], untrained: bool = False, weights_of: Path | None = None) -> str:
-    """Return what a table calls a method that was given no name: its presets, and where its weights come from."""
+    """Return the default name of a method: its presets, and the origin of its weights."""
     presets = [Path(name).stem.removeprefix("preset_") for name in configs if "preset_" in name]
     start = "untrained" if untrained else f"weights of {weights_of.resolve().name}" if weights_of else ""
     words = [word.replace("_", " ") for word in (*presets, start) if word]
@@ -216,14 +218,14 @@ def _top(key: str) -> str:
 
 
 def _as_words(keys: Mapping[str, Any]) -> list[str]:
-    """Spell keys as the command line of monai.bundle takes them."""
+    """Format keys as words of the command line of monai.bundle."""
     return [word for key, value in keys.items() for word in (f"--{key}", _as_word(value))]
 
 
 def _as_word(value: Any) -> str:
     if value is None:
         return "$None"
-    # A text that looks like a number or a list, such as a folder called 2026, is put in quotes.
+    # A text that looks like a number or a list, such as a folder named 2026, is put in quotes.
     is_other = isinstance(value, str) and DefaultParseValue(value) != value
     return repr(value) if is_other else str(value)
 

@@ -1,4 +1,4 @@
-"""``python -m bundle cross_validation`` on a phantom study: finished, repeated, changed, stopped, broken."""
+"""``python -m bundle cross_validation`` on phantoms: finished, repeated, changed, stopped, broken."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_query_of_every_fold_has_its_cases(finished: Path) -> None:
     assert {(case["method"], case["seed"], case["setting"]) for case in cases} == {("small", "1234", "1")}
 
 
-def test_the_table_and_the_report_are_there(finished: Path) -> None:
+def test_the_table_and_the_report_are_written(finished: Path) -> None:
     table = (finished / "table.md").read_text()
     assert table in (finished / "stdout.txt").read_text()
     for text in ("liver", "kidneys", "spleen", "mean", "paper", "volume", "small"):
@@ -153,11 +153,11 @@ def test_trained_weights_are_evaluated_under_other_settings(finished: Path, stud
 
 
 def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is no folder of a cross-validation"):
+    with pytest.raises(FileNotFoundError, match="must be the output folder of a cross-validation"):
         CrossValidation().compare(str(tmp_path), str(tmp_path / "out"))
 
 
-def test_a_killed_run_goes_on_where_it_was(study: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_where_it_was(study: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     command = words(study, output, "--epoch_length", "40", "--jobs", "1")
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
@@ -212,7 +212,7 @@ def test_a_unit_that_fails_is_named_and_the_others_are_done(study: Path, tmp_pat
         ({"weights_of": "nowhere"}, r"nowhere has no model\.pt of fold_0/seed_1234, fold_1/seed_1234"),
     ],
 )
-def test_a_mistake_is_said_before_any_work(study: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_an_error_is_reported_before_any_work(study: Path, tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run_here(study, tmp_path / "out", **keys)
     assert not (tmp_path / "out").exists()

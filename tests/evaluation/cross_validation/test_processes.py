@@ -1,4 +1,4 @@
-"""Processes that work side by side share what there is, and end together."""
+"""Processes that run in parallel share cores and GPUs, and are stopped together."""
 
 from __future__ import annotations
 

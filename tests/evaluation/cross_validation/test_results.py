@@ -1,4 +1,4 @@
-"""The tables of a cross-validation as Markdown, and what methods are called in them."""
+"""The tables of a cross-validation as Markdown, and the names of methods in them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tables(cases: Sequence[Any]) -> list[list[list[str]]]:
     ]
 
 
-def test_how_quality_agrees_with_dice_is_a_table_of_its_own() -> None:
+def test_how_quality_agrees_with_dice_has_its_own_table() -> None:
     cases = [*rated("liver", *FIVE), *rated("spleen", (0.6, "0.52"))]
     assert tables(cases)[2] == [
         ["method", "setting", "protocol", "quality against Dice", "liver", "spleen", "all organs"],

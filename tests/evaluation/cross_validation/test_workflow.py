@@ -185,7 +185,7 @@ def test_a_group_leads_to_no_other_folder(tmp_path: Path) -> None:
     assert unit(tmp_path, "upper").folder == tmp_path / "upper" / "fold_3" / "seed_7"
 
 
-def test_a_unit_tells_its_steps_and_the_scans_that_both_evaluations_segmented(tmp_path: Path) -> None:
+def test_a_unit_knows_its_steps_and_the_scans_that_both_evaluations_segmented(tmp_path: Path) -> None:
     one = Unit(tmp_path, "", {"liver": 1}, fold=3, seed=7, scans=2)
     assert (one.step, one.segmented) == (0, 0)
     write_csv(one.folder / "log" / "training.csv", [["step", "loss"], ["20", "0.5"], ["40", "0.4"]])
