@@ -298,7 +298,7 @@ def test_an_annotated_scan_without_an_organ_is_prepared_and_said(
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v[:-1]), r"its image's shape \(20, 24, 6\)"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.asarray, shift=3.0), "corners 3.0 mm apart"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v + 5), r"holds \[5, 6, 7, 8, 9\], which is no"),
-        (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "the image is constant"),
+        (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "an image must not be constant"),
     ],
 )
 def test_a_scan_that_cannot_be_used_is_named_and_the_others_are_done(
