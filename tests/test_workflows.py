@@ -393,7 +393,7 @@ def assert_equal_masks(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"support_label": None}, "support_image and support_label must name as many files"),
+        ({"support_label": None}, "support_image and support_label must have equal numbers of files"),
         ({"support_label": None, "support_image": None}, "no annotated scan was given"),
         ({"support_image": "none.nii.gz"}, "none.nii.gz: there is no such image file"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),

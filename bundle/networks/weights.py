@@ -149,7 +149,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _download(name: str, depth: int) -> dict[str, Tensor]:
     if (name, depth) not in TORCHVISION_WEIGHTS:
-        raise ValueError(f"torchvision has no {name!r} weights for depth {depth}. Give the path of a checkpoint, or null.")
+        raise ValueError(
+            f"torchvision has no {name!r} weights for depth {depth}. Give the path of a checkpoint, or null."
+        )
     try:
         from torchvision.models import get_weight
     except ImportError as error:

@@ -118,7 +118,9 @@ class Checkpoints:
         elif self.last.is_file():
             aside = self.folder / "last_of_previous_run.pt"
             os.replace(self.last, aside)
-            logger.warning("starting over; the checkpoint of an earlier run is now %s (resume=true continues it)", aside)
+            logger.warning(
+                "starting over; the checkpoint of an earlier run is now %s (resume=true continues it)", aside
+            )
 
     def restore(self, engine: Engine) -> None:
         """Restore the complete state from ``last.pt``.

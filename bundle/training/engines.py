@@ -57,7 +57,9 @@ class ValidateAtEnds:
         """Validate the untrained network, or the state that a resumed training starts from."""
         state = engine.state
         if not self.validator.scans:
-            print("no Dice will be printed: besides the support, there is no annotated scan to compare with", flush=True)
+            print(
+                "no Dice will be printed: besides the support, there is no annotated scan to compare with", flush=True
+            )
         elif state.iteration == 0:
             self.validator.run(0)
         elif state.iteration == state.epoch * (state.epoch_length or 0) and state.epoch % self.interval == 0:

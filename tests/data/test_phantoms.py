@@ -86,7 +86,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"labelled": 3}, r"unknown phantom settings \['labelled'\]; known are .*'labeled'"),
+        ({"labelled": 3}, r"phantom settings must be among .*'labeled'.*, got \['labelled'\]"),
         ({"modality": "pet"}, "modality 'ct' or 'mr'"),
         ({"unlabeled": -1}, "counts from 0"),
     ],

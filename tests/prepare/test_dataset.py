@@ -308,7 +308,9 @@ def test_a_scan_that_cannot_be_used_is_named_and_the_others_are_done(
     organs = "{liver: 1, right_kidney: 2, left_kidney: 3, spleen: 4}"
     assert run("nifti", source=source, target=tmp_path / "target", organs=organs) == 1
     text = said(capsys)
-    assert_says(text, r"error: 1 scan could not be used, all others are done:\n  scan_2 \(from images/scan_2.nii.gz\)")
+    assert_says(
+        text, r"error: 1 scan could not be used; all others are finished:\n  scan_2 \(from images/scan_2.nii.gz\)"
+    )
     assert_says(text, words)
     assert "Traceback" not in text
     assert [scan["name"] for scan in record_of(tmp_path / "target")["scans"]] == ["scan_1", "scan_10"]

@@ -132,7 +132,9 @@ def test_the_loss_of_a_training_step_is_taken_without_a_warning() -> None:
 def test_a_broken_loss_ends_the_training_before_it_is_saved(tmp_path: Path, loss: float) -> None:
     engine = losses_engine(losses={3: loss})
     StopOnBrokenLoss().attach(engine)
-    with pytest.raises(FloatingPointError, match=f"the loss must be finite, got {loss} at step 3. Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=f"the loss must be finite, got {loss} at step 3. Lower the learning rate"
+    ):
         run_losses(engine)
     assert engine.state.iteration == 3
 
@@ -231,7 +233,9 @@ def test_a_checkpoint_without_a_part_is_refused_with_its_name(tmp_path: Path, na
     state = torch.load(last, weights_only=True)
     del state[name]
     torch.save(state, last)
-    with pytest.raises(ValueError, match=rf"last\.pt must hold the complete state of a training, but lacks {name}\. Copy"):
+    with pytest.raises(
+        ValueError, match=rf"last\.pt must hold the complete state of a training, but lacks {name}\. Copy"
+    ):
         Training(tmp_path, resume=True).run()
 
 

@@ -235,7 +235,7 @@ def test_an_orientation_that_is_not_three_codes_of_three_axes_is_refused(orienta
 
 @pytest.mark.parametrize("slice_axis", [-1, 3])
 def test_a_slice_axis_that_the_file_does_not_have_is_refused(slice_axis: int) -> None:
-    with pytest.raises(ValueError, match=r"slice_axis must be 0, 1 or 2"):
+    with pytest.raises(ValueError, match=r"slice_axis, the file.s axis that counts slices, must be 0, 1 or 2"):
         SliceLayoutd("image", orientation=None, slice_axis=slice_axis)
 
 
@@ -506,8 +506,7 @@ def test_a_larger_field_of_view_is_told_with_what_is_kept_of_it(caplog: pytest.L
     volume = MetaTensor(torch.rand(1, 40, 40, 3), meta={"filename_or_obj": "folder/wide.nii.gz"})
     FitSlicesd("image", size=(20, 24), spacing="fit", support_pixel=lambda data: 1.0)({"image": volume})
     assert caplog.messages == [
-        "wide.nii.gz: the field of view is 2.0 times the annotated scan's. Organs are looked for in the central "
-        "20 x 24 mm."
+        "wide.nii.gz: the field of view is 2.0 times the annotated scan's. Only the central 20 x 24 mm are segmented."
     ]
 
 
@@ -519,5 +518,5 @@ def test_a_smaller_field_of_view_loses_nothing_and_is_not_told(caplog: pytest.Lo
 
 
 def test_a_tolerance_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"tolerance must be at least 1, .* got 0\.5"):
+    with pytest.raises(ValueError, match=r"tolerance, a ratio of pixel sizes, must be at least 1, got 0\.5"):
         FitSlicesd("image", tolerance=0.5)

@@ -96,7 +96,9 @@ class Matching(ABC):
         Raises:
             ValueError: If the tensors are invalid.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot read encoded scans from files. Implement from_tensors.")
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot read encoded scans from files. Implement from_tensors."
+        )
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:

@@ -90,7 +90,9 @@ class SliceMatching(Matching):
             raise ValueError(f"by must be 'likeness' or 'height', got {by!r}. The default is likeness.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
-            raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}. null takes all slices.")
+            raise ValueError(
+                f"slices, grid and annotated_slices must be at least 1, got {wrong}. null takes all slices."
+            )
         if not whole_spread >= 0:
             raise ValueError(f"whole_spread, a share, must be at least 0, got {whole_spread}. The default is 0.65.")
         self.whole_spread = whole_spread
