@@ -157,7 +157,7 @@ def file_name(path: str | Path | None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a CSV table whole or not at all. A cell that a spreadsheet would take for a formula is quoted with ``'``."""
+    """Write a CSV table whole or not at all; a cell that a spreadsheet takes for a formula is quoted with ``'``."""
     quoted = (["'" + cell if _FORMULA.match(cell) else cell for cell in row] for row in rows)
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(quoted)

@@ -1,6 +1,7 @@
 """The entries of data dictionaries, each with its shape: the glossary in code.
 
-Letters: ``B`` episodes of a batch, ``K`` shots, ``C`` channels, ``O`` organs, ``H``, ``W``, ``Z`` rows, columns, slices.
+Letters: ``B`` episodes of a batch, ``K`` shots, ``C`` channels, ``O`` organs, ``H``, ``W``, ``Z`` rows, columns
+and slices.
 """
 
 IMAGE = "image"

@@ -198,9 +198,7 @@ def _check_settings(seed: int, shots: int, id_rule: str, min_area: int, statisti
     if id_rule not in ("present", "reference"):
         raise ValueError(f"id_rule must be 'present' or 'reference', got {id_rule!r}. The default is present.")
     if statistics not in ("volume", "training_set"):
-        raise ValueError(
-            f"statistics must be 'volume' or 'training_set', got {statistics!r}. Set volume for MR, training_set for CT."
-        )
+        raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}. Take volume for MR.")
     if query_distance < 0:
         raise ValueError(f"query_distance must be at least 0 slices, got {query_distance}. The paper uses 0.")
 

@@ -109,7 +109,7 @@ class SliceExclusion:
         label = self.labels.get(str(scan[IMAGE]))
         if label is None:
             raise ValueError(
-                f"a training scan must have a label map that shows which slices to exclude, but {scan[IMAGE]} has none. "
+                f"every training scan needs a label map to find the slices to exclude, but {scan[IMAGE]} has none. "
                 "Remove the scan, or use setting 1."
             )
         volume = torch.as_tensor(read_scan({IMAGE: scan[IMAGE], LABEL: label}, self.transform)[LABEL])

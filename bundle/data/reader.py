@@ -55,7 +55,7 @@ class ScanReader(ImageReader):
         return True
 
     def read(self, data: Sequence[Any] | Any, **kwargs: Any) -> str:
-        """Return the file's path. ``get_data`` reads it: MONAI would hide an error raised here and try other readers."""
+        """Return the file's path. ``get_data`` reads it: MONAI hides errors raised here and tries other readers."""
         (path,) = ensure_tuple(data)
         return str(path)
 

@@ -256,7 +256,7 @@ def fold_of(
     """
     if len(scans) < num_folds:
         raise ValueError(
-            f"{num_folds} folds need at least as many annotated scans, got {len(scans)}. Annotate more, or use fewer folds."
+            f"{num_folds} folds need at least as many annotated scans, got {len(scans)}. Annotate more, or use fewer."
         )
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < num_folds:
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Annotated = Literal["auto", "drawn", "all"]
-"""Which slices count as annotated: those that show an organ (``drawn``), ``all``, or decided by the label (``auto``)."""
+"""Which slices count as annotated: those that show an organ (``drawn``), ``all``, or as the label suggests (``auto``)."""
 
 IGNORED = -1
 """The bundle's own label of a voxel that is neither organ nor background."""
@@ -55,7 +55,7 @@ def checked_annotated(value: Any) -> Annotated:
     """
     if value not in get_args(Annotated):
         raise ValueError(
-            f"annotated must be auto, drawn (only slices with a drawing) or all (the label is finished), got {value!r}. "
+            f"annotated must be auto, drawn (slices with a drawing) or all (the label is finished), got {value!r}. "
             "Set auto if in doubt."
         )
     return value

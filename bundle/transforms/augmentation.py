@@ -77,7 +77,7 @@ class Augmentation:
             span = getattr(self, name)
             if len(span) != 2 or span[0] > span[1]:
                 raise ValueError(
-                    f"augmentation {name} must be [low, high] with low <= high, got {list(span)}. Give both ends in order."
+                    f"augmentation {name} must be [low, high] with low <= high, got {list(span)}. Swap the ends."
                 )
             if name in ("zoom", "gamma") and span[0] <= 0:
                 raise ValueError(f"augmentation {name} must be above 0, got {list(span)}. Raise its lower end.")

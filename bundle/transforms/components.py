@@ -12,7 +12,8 @@ from bundle.transforms.masks import plain
 RELEVANT_SIZE = 0.25
 """Share of the largest component's voxels below which a component counts as a speck.
 
-In label maps of six public data sets, specks reach at most 0.14 of it, and true components (both kidneys) at least 0.83.
+In label maps of six public data sets, specks have at most 0.14 of it, and true components (both kidneys) at least
+0.83.
 """
 
 

@@ -103,7 +103,8 @@ def scan_notices(meta: Mapping[Any, Any], least_explained: float | None) -> list
     explained = _number(meta, EXPLAINED)
     if least_explained is not None and explained < least_explained:
         notices.append(
-            f"the scan looks unlike the annotated ones: similarity {explained:.1f} (usually at least {least_explained:g})"
+            f"the scan looks unlike the annotated ones: similarity {explained:.1f} "
+            f"(usually at least {least_explained:g})"
         )
     return notices
 

@@ -192,7 +192,7 @@ class LargestComponentsd(RefineScoresd):
         super().__init__(keys, inplace)
         if num_components is not None and num_components < 1:
             raise ValueError(
-                f"num_components must be at least 1, got {num_components}. Remove this transform to keep all components."
+                f"num_components must be at least 1, got {num_components}. Drop this transform to keep all components."
             )
         self.num_components = num_components
         self.overlap = overlap

@@ -209,7 +209,7 @@ class Supervoxelsd(PseudoLabelsd):
         super().__init__(keys, body_threshold, output_key)
         if size < 1 or slices < 1:
             raise ValueError(
-                f"size and slices of a supervoxel must be at least 1, got {size} and {slices}. The defaults are 1600 and 3."
+                f"size and slices of a supervoxel must be at least 1, got {size} and {slices}. Raise them."
             )
         self.size, self.slices, self.compactness = size, slices, compactness
 

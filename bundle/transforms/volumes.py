@@ -60,7 +60,7 @@ class SliceLayoutd(MapTransform):
             )
         if slice_axis not in (0, 1, 2):
             raise ValueError(
-                f"slice_axis, the file's axis that counts slices, must be 0, 1 or 2, got {slice_axis!r}. Most files use 2."
+                f"slice_axis, the file's axis that counts slices, must be 0, 1 or 2, got {slice_axis!r}. Try 2."
             )
         self.orientation = orientation
         self.slice_axis = slice_axis

@@ -298,7 +298,7 @@ def test_a_matching_of_ones_own_that_knows_no_files_says_so() -> None:
         from_tensors = Matching.from_tensors
 
     for method in (Own().to_tensors, Own().from_tensors):
-        with pytest.raises(NotImplementedError, match="Own cannot (write|read) encoded scans"):
+        with pytest.raises(NotImplementedError, match=r"Own cannot (write|read) encoded scans"):
             method({})
 
 
