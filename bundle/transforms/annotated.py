@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Annotated = Literal["auto", "drawn", "all"]
-"""Which slices count as annotated: those that show an organ (``drawn``), ``all``, or as the label suggests (``auto``)."""
+"""Which slices count as annotated: those with an organ (``drawn``), ``all``, or as the label suggests (``auto``)."""
 
 IGNORED = -1
 """The bundle's own label of a voxel that is neither organ nor background."""
