@@ -84,24 +84,16 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         query_distance: int = 0,
     ) -> None:
         _check_settings(seed, shots, id_rule, min_area, statistics, query_distance)
-        self.data = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in [*data, *more_data]}.values())
-        if not self.data:
-            raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
+        self.data = _distinct_images([*data, *more_data])
         self.seed, self.shots, self.channels = seed, shots, channels
         self.transform = transform
         self.augmentation = Augmentation() if augmentation is None else augmentation
-        self.id_rule, self.min_area, self.query_distance, self.statistics = (
-            id_rule,
-            min_area,
-            query_distance,
-            statistics,
-        )
+        self.id_rule, self.min_area = id_rule, min_area
+        self.query_distance, self.statistics = query_distance, statistics
         self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
-        self.numbers = _standardization(self.scans, statistics)
-        if statistics == "training_set" and statistics_file is not None:
-            _write_statistics(Path(statistics_file), *self.numbers[0])
+        self.numbers = _standardization(self.scans, statistics, statistics_file)
         self.exclusion = exclusion if exclusion is not None and exclusion.organs else None
-        self.slices = self._usable_slices(None if self.exclusion is None else self.exclusion.of(self.data))
+        self.slices = self._usable_slices()
         self._usable = {(scan, z): ids for scan, z, ids in self.slices}
 
     def made_with(self) -> dict[str, Any]:
@@ -164,8 +156,9 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         # The supports come first, as in the authors' code.
         return {IMAGE: images[-1], LABEL: masks[-1], SUPPORT_IMAGE: images[:-1], SUPPORT_MASK: masks[:-1]}
 
-    def _usable_slices(self, excluded: list[np.ndarray] | None) -> list[tuple[int, int, np.ndarray]]:
+    def _usable_slices(self) -> list[tuple[int, int, np.ndarray]]:
         """Return (scan, slice, drawable ids) of each slice that has such ids and is not excluded."""
+        excluded = None if self.exclusion is None else self.exclusion.of(self.data)
         found = []
         for number, scan in enumerate(self.scans):
             for z, superpixels in enumerate(scan.superpixels):
@@ -203,8 +196,17 @@ def _check_settings(seed: int, shots: int, id_rule: str, min_area: int, statisti
         raise ValueError(f"query_distance must be at least 0 slices, got {query_distance}. The paper uses 0.")
 
 
-def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple[float, float]]:
-    """Return the mean and the standard deviation for each scan."""
+def _distinct_images(scans: Sequence[Scan]) -> list[Scan]:
+    images: list[Scan] = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in scans}.values())
+    if not images:
+        raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
+    return images
+
+
+def _standardization(
+    scans: Sequence[CachedScan], statistics: str, file: str | Path | None
+) -> list[tuple[float, float]]:
+    """Return the mean and the standard deviation for each scan; those of the training set go to the file."""
     if statistics == "volume":
         return [(scan.mean, scan.variance**0.5) for scan in scans]
     sizes = np.array([scan.image.size for scan in scans], dtype=float)
@@ -213,6 +215,8 @@ def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple
     mean = float((sizes * means).sum() / sizes.sum())
     # The variance over all voxels: the mean of the variances plus the variance of the means.
     variance = float((sizes * (variances + (means - mean) ** 2)).sum() / sizes.sum())
+    if file is not None:
+        _write_statistics(Path(file), mean, variance**0.5)
     return [(mean, variance**0.5)] * len(scans)
 
 
