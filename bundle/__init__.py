@@ -14,7 +14,7 @@ A volume passes through the rooms:
     benchmark/    speed and memory on a machine; nothing imports it
 
 Every room uses ``keys`` (the entries of the data dictionaries), ``files`` (written whole or not at all),
-``distributed`` (several processes) and ``root`` (where configs and weights lie).
+``distributed`` (several processes) and ``root`` (the folders of configs and weights).
 """
 
 __version__ = "0.5.0"

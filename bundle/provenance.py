@@ -135,7 +135,7 @@ def _content_hash(path: str, size: int, changed: int, inode: int) -> str:
 
 
 def file_record(path: str | Path) -> str:
-    """Return a file's name and the hash of its content: where it lies does not count."""
+    """Return a file's name and the hash of its content; its folder does not count."""
     return f"{Path(path).name} {content_hash(path)[:SHORT]}"
 
 

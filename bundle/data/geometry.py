@@ -101,8 +101,8 @@ def _corrected(header: Header) -> Header:
 
 def _agree(sizes: np.ndarray, stated: np.ndarray) -> bool:
     # A pixdim of 0, below 0 or NaN is ignored: many writers leave it so if they write an sform.
-    says = stated > 0
-    return bool((np.abs(sizes - stated)[says] <= TOLERANCE * stated[says]).all())
+    is_given = stated > 0
+    return bool((np.abs(sizes - stated)[is_given] <= TOLERANCE * stated[is_given]).all())
 
 
 def _qform(header: Header) -> np.ndarray:

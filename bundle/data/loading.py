@@ -48,7 +48,7 @@ def _check_is_file(path: Any, what: str) -> None:
     try:
         check_is_file(Path(path), what)
     except (ValueError, OSError) as error:
-        raise ScanError(f"{path}: {in_words(error)}") from None  # all of it is said
+        raise ScanError(f"{path}: {in_words(error)}") from None  # the message is complete
 
 
 def _reason(error: BaseException) -> BaseException:

@@ -324,7 +324,7 @@ def _checked_output(output: str | Path, form: str) -> Path:
     _refuse_other("--format", form, FORMATS)
     path = Path(output).expanduser()
     if path.suffix != FORMATS[form]:
-        raise ValueError(f"--output must end in {FORMATS[form]} for --format {form}, got {path}.")
+        raise ValueError(f"--output must end in {FORMATS[form]} for --format {form}, got {path}. Rename it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

@@ -120,7 +120,7 @@ class BackgroundPrototypes(nn.Module):
     """The paper's background: local prototypes alone.
 
     Where no cell is covered the authors' code raises, and its training loop skips the episode. Here the
-    class-level prototype stands in, so that every episode has a result (docs/method.md).
+    class-level prototype is used instead, so that every episode has a result (docs/method.md).
 
     Cells that are neither covered by the foreground nor free of it are mixed. The paper's text gives every cell that
     the foreground does not cover to the background (section 3.2); the authors' code drops the mixed cells.

@@ -243,7 +243,7 @@ def read_statistics(source: str | Path | Mapping[str, float] | None) -> dict[str
         return None
     if not isinstance(source, Mapping) and not Path(source).is_file():
         raise FileNotFoundError(
-            f"no intensity statistics at {source}. Training on CT writes them beside model.pt; copy that file too, "
+            f"no intensity statistics at {source}. Training on CT writes them next to model.pt; copy that file too, "
             "or give the numbers as --statistics_file \"{'mean': 60.0, 'std': 70.0}\"."
         )
     try:
