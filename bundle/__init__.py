@@ -1,6 +1,6 @@
 """SSL-ALPNet: few-shot segmentation of medical volumes, learned from superpixels instead of labels.
 
-A volume walks through the rooms:
+A volume passes through the rooms:
 
     prepare/      downloads -> folders of volumes and label maps
     transforms/   files -> volumes: orientation, spacing, intensity; slices -> superpixels, views; scores -> masks
@@ -13,8 +13,8 @@ A volume walks through the rooms:
     command_line/ configs by name, checks of what a user types, errors in one sentence
     benchmark/    speed and memory on a machine; nothing imports it
 
-Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written whole or not at all),
-``distributed`` (several processes) and ``root`` (where configs and weights lie).
+Every room uses ``keys`` (the entries of the data dictionaries), ``files`` (written whole or not at all),
+``distributed`` (several processes) and ``root`` (the folders of configs and weights).
 """
 
 __version__ = "0.5.0"

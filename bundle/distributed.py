@@ -1,6 +1,6 @@
-"""What the processes of one run do together, started by torchrun; a process alone has everything and waits for nobody.
+"""What several processes of one run share; torchrun starts them. A single process does all the work and never waits.
 
-Scans are dealt out like cards: of ``P`` processes, that of rank ``r`` has the scans ``r``, ``r + P``, ``r + 2P``, ...
+With ``P`` processes, scans are assigned in turn: rank ``r`` gets the scans ``r``, ``r + P``, ``r + 2P``, ...
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NOTHING: Any = object()
 
 
 def join(device: torch.device | str, timeout: float = 120) -> None:
-    """Meet the other processes that torchrun started; NCCL carries what GPUs exchange, gloo what CPUs do.
+    """Connect to the other processes that torchrun started, with NCCL on GPUs and gloo on CPUs.
 
     Args:
         device: Where this process computes.
-        timeout: Minutes to wait for the others before giving up; the slowest share of superpixels must fit in.
+        timeout: Minutes to wait for the others; it must be longer than the slowest process's share of superpixels.
 
     Raises:
         ValueError: If torchrun did not start this process, or ``timeout`` is not above 0.
@@ -35,14 +35,14 @@ def join(device: torch.device | str, timeout: float = 120) -> None:
     if "RANK" not in os.environ:
         raise ValueError(
             "this config is for several processes, which torchrun starts: torchrun --standalone --nproc_per_node=2 -m "
-            "monai.bundle run ... Leave the multi_gpu config out for one process."
+            "monai.bundle run ... For one process, leave out the multi_gpu config."
         )
     if not timeout > 0:
-        raise ValueError(f"process_timeout must be above 0 minutes, got {timeout}.")
+        raise ValueError(f"process_timeout must be above 0 minutes, got {timeout}. Set it to 120, for example.")
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     idist.initialize(backend, timeout=timedelta(minutes=timeout))
     if not is_first():
-        logging.disable(logging.INFO)  # the first one tells how it goes
+        logging.disable(logging.INFO)  # the first process reports progress
 
 
 def own_device() -> torch.device:
@@ -52,7 +52,7 @@ def own_device() -> torch.device:
 
 
 def device_ids(device: torch.device | str) -> list[torch.device] | None:
-    """Return what ``DistributedDataParallel`` wants: the one GPU of this process, ``None`` on a CPU."""
+    """Return the ``device_ids`` of ``DistributedDataParallel``: this process's GPU, or ``None`` on a CPU."""
     device = torch.device(device)
     return [device] if device.type == "cuda" else None
 
@@ -63,7 +63,7 @@ def processes() -> int:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: on a cluster's node, those that its job was given."""
+    """Return how many cores this process may use; on a cluster node, the cores of its job."""
     counted = getattr(os, "process_cpu_count", None)  # since Python 3.13
     if counted is not None:
         return int(counted() or 1)
@@ -71,32 +71,32 @@ def available_cores() -> int:
 
 
 def alone() -> bool:
-    """Tell whether there is no other process."""
+    """Return whether there is no other process."""
     return idist.get_world_size() == 1
 
 
 def is_first() -> bool:
-    """Tell whether this process writes what a run has one of: checkpoints, log, tables."""
+    """Return whether this process writes the run's shared files: checkpoints, log, tables."""
     return idist.get_rank() == 0
 
 
 def own_share(items: Sized) -> range:
-    """Return the indices of this process's items, all of them if it is alone; none if there are too few."""
+    """Return the indices of this process's items; a single process has all, and with too few items some have none."""
     return range(idist.get_rank(), len(items), idist.get_world_size())
 
 
 def own_batch(batch_size: int) -> int:
-    """Return how many of a step's episodes this process learns from.
+    """Return this process's number of episodes in a step.
 
     Raises:
-        ValueError: If the processes cannot have equally many.
+        ValueError: If the episodes cannot be divided equally.
     """
     processes = idist.get_world_size()
     if batch_size % processes:
         raise ValueError(
-            f"batch_size {batch_size} is of all processes together and must be a multiple of their number, "
-            f"{processes}. Set batch_size to {-(-batch_size // processes) * processes}, or start as many processes as "
-            "divide it."
+            f"batch_size counts the episodes of all processes together and must be a multiple of their number, "
+            f"{processes}, got {batch_size}. Set batch_size to {-(-batch_size // processes) * processes}, or start a "
+            "number of processes that divides it."
         )
     return batch_size // processes
 
@@ -111,13 +111,13 @@ def lists_of_all(items: Sequence[T]) -> list[list[T]]:
 
 
 def interleaved(lists: Sequence[Sequence[T]]) -> list[T]:
-    """Put what was dealt out by ``own_share`` in order again."""
+    """Merge the lists of all processes in the order from before ``own_share``."""
     rounds = chain.from_iterable(zip_longest(*lists, fillvalue=_NOTHING))
     return [item for item in rounds if item is not _NOTHING]
 
 
 def gathered(items: Sequence[T]) -> list[T]:
-    """Return what each scan gave, one item a scan, of all processes and in the data set's order."""
+    """Return the results of all processes, one item a scan, in the order of the data set."""
     return interleaved(lists_of_all(items))
 
 
@@ -147,10 +147,10 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def synchronized(network: nn.Module) -> nn.Module:
-    """Let batch norm that is trained on GPUs see the episodes of all processes, in place.
+    """Synchronize batch norm that is trained on GPUs over the episodes of all processes, in place.
 
-    The parameters stay the same ones. PyTorch has this for GPUs alone: on CPUs each process normalizes by its own
-    episodes. Frozen batch norm stays as it is.
+    The parameters stay the same objects. PyTorch offers this for GPUs only: on CPUs each process normalizes by its own
+    episodes. Frozen batch norm is left unchanged.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     trained = any(p.requires_grad and p.is_cuda for norm in norms for p in norm.parameters())

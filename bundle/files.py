@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all, and folders that one command at a time writes to."""
+"""Files that are written whole or not at all, and folders that one command at a time writes to."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 UNFINISHED = ".tmp-"
-"""How the names of files and folders begin that are still written."""
+"""Prefix of the names of unfinished files and folders."""
 
 ABANDONED_AFTER = 24 * 3600
-"""Seconds after which nobody writes to an unfinished file or folder any more; writing one takes seconds."""
+"""Seconds after which an unfinished file or folder counts as abandoned; writing one takes seconds."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 _held: dict[Path, ExitStack] = {}
-"""Folders that this process keeps until its end."""
+"""Folders that this process has locked until it ends."""
 
 
 class WriteError(ValueError):
-    """A file that cannot be written; the message names it, the reason and what to do."""
+    """A file that cannot be written; the message names the file, the reason and the remedy."""
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to, and rename it when that is done; what fails leaves the old file alone.
+    """Yield a temporary path in the same folder, and rename it to ``path`` at the end; on failure the old file stays.
 
-    The path given is no other writer's, and ends as ``path`` does, for writers that go by the suffix. Missing folders
-    are made. What killed processes left in the folder is removed.
+    The temporary path is unique and has the suffix of ``path``, since some writers go by the suffix. Missing folders
+    are made. Unfinished files of killed processes are removed from the folder.
 
     Raises:
         WriteError: If the file cannot be written, or the disk is full.
@@ -56,15 +56,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     except OSError as error:
         if str(error.filename) not in ("None", *map(str, (path, unfinished, *path.parents))):
-            raise  # over another file, such as the one that is copied
+            raise  # about another file, such as the source of a copy
         raise WriteError(f"{path} cannot be written ({error.strerror or error}). {advice(error)}") from error
     finally:
-        with suppress(OSError):  # renamed, or never begun
+        with suppress(OSError):  # renamed, or never created
             unfinished.unlink()
 
 
 def advice(error: OSError) -> str:
-    """Return what to do about an error of writing."""
+    """Return the remedy for a write error."""
     if error.errno in FULL:
         return "Free space there, or choose a folder on another disk, and rerun the command."
     if error.errno in FORBIDDEN:
@@ -73,24 +73,24 @@ def advice(error: OSError) -> str:
 
 
 def unfinished_prefix() -> str:
-    """Return how the name of a file begins that this process writes now, and no other: machine, process, a number."""
+    """Return a unique prefix for an unfinished file of this process: machine, process id and a random number."""
     return f"{UNFINISHED}{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-"
 
 
 def remove_abandoned(folder: Path, alone: bool = False) -> None:
-    """Remove what killed processes of this machine had begun in a folder, and what is older than a day.
+    """Remove the unfinished files of this machine's killed processes, and all that are older than a day.
 
     Args:
         folder: The folder.
-        alone: Nobody else writes there, so that all that is unfinished is removed.
+        alone: Whether no other process writes there; then every unfinished file is removed.
     """
     for path in folder.glob(f"{UNFINISHED}*"):
-        with suppress(OSError):  # its process, or another one that cleans, was faster
-            if alone or _is_of_the_dead(path) or time.time() - path.lstat().st_mtime > ABANDONED_AFTER:
+        with suppress(OSError):  # another process removed it first
+            if alone or _process_has_ended(path) or time.time() - path.lstat().st_mtime > ABANDONED_AFTER:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _is_of_the_dead(path: Path) -> bool:
+def _process_has_ended(path: Path) -> bool:
     machine, _, rest = path.name.removeprefix(UNFINISHED).partition("-")
     process = rest.partition("-")[0]
     if machine != _machine() or not process.isdigit() or os.name != "posix":
@@ -99,7 +99,7 @@ def _is_of_the_dead(path: Path) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it lives, and is somebody else's
+    except OSError:  # it runs, as another user
         return False
     return False
 
@@ -110,14 +110,14 @@ def _machine() -> str:
 
 @contextmanager
 def alone_in(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
-    """Keep a folder from other commands meanwhile.
+    """Lock a folder against other commands.
 
     Args:
-        folder: The folder; it is made if missing, unless it is locked by a file elsewhere.
-        lock_file: What locks it, ``.lock`` in it if ``None``; it is gone afterwards.
+        folder: The folder; it is made if missing, unless ``lock_file`` lies elsewhere.
+        lock_file: The lock file; ``None`` means ``.lock`` in the folder. It is removed at the end.
 
     Raises:
-        WriteError: If another command works in it, or it cannot be written to.
+        WriteError: If another command has locked it, or it cannot be written to.
     """
     place = lock_file or folder / ".lock"
     lock = FileLock(place, timeout=0)
@@ -126,23 +126,24 @@ def alone_in(folder: Path, lock_file: Path | None = None) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise WriteError(
-            f"another command works in {folder}, and results must not be mixed. Wait for it, or choose another folder."
+            f"another command is writing to {folder}, and results must not be mixed. Wait until it ends, or choose "
+            "another folder."
         ) from error
     except OSError as error:
         raise WriteError(f"{folder} cannot be written to ({error.strerror or error}). {advice(error)}") from error
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows cannot remove an open file
             place.unlink()
         lock.release()
 
 
 def keep_alone(folder: str | Path) -> None:
-    """Keep a folder from other commands until this process ends; as often as it likes.
+    """Lock a folder against other commands until this process ends; locking it again does nothing.
 
     Raises:
-        WriteError: If another command works in it, or it cannot be written to.
+        WriteError: If another command has locked it, or it cannot be written to.
     """
     place = Path(folder).resolve()
     if place not in _held:
@@ -158,14 +159,14 @@ def file_name(path: str | Path | None) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """Write a table beside its place, then rename it. A name that a spreadsheet would compute is quoted with ``'``."""
+    """Write a CSV table whole or not at all; a cell that a spreadsheet takes for a formula is quoted with ``'``."""
     quoted = (["'" + cell if _FORMULA.match(cell) else cell for cell in row] for row in rows)
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(quoted)
 
 
 def read_csv(path: Path) -> list[list[str]]:
-    """Return the rows of a table that ``write_csv`` wrote, names as they were given."""
+    """Return the rows of a table from ``write_csv``, with its quotes removed."""
     with path.open(newline="", encoding="utf-8") as file:
         return [[cell[1:] if _QUOTED.match(cell) else cell for cell in row] for row in csv.reader(file)]
 
@@ -192,14 +193,14 @@ def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, 
 
 
 def safe_name(name: str) -> str:
-    """Return a name for a file or a folder: ``name`` where it is one, else without what leads to another place.
+    """Return a valid name for a file or a folder: ``name`` itself, or with unsafe characters replaced.
 
-    Names that differ stay different: where a character is replaced, some digits of a hash are added.
+    Different names stay different: if a character is replaced, some digits of a hash are appended.
     """
     plain = re.sub(r"[^\w+\-. ]", "_", name).strip(". ")
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-# Numbers begin with a sign, too.
+# A number may begin with a sign, and is no formula.
 _FORMULA = re.compile(r"(?!'*[+-]?[\d.]+(e[+-]?\d+)?$)'*[=+\-@\t\r]")
 _QUOTED = re.compile("'" + _FORMULA.pattern)

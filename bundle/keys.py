@@ -1,10 +1,11 @@
-"""The dictionary entries that flow, each with its shape: the glossary in code.
+"""The entries of data dictionaries, each with its shape: the glossary in code.
 
-Letters: ``B`` episodes of a batch, ``K`` shots, ``C`` channels, ``H``, ``W``, ``Z`` rows, columns and slices.
+Letters: ``B`` episodes of a batch, ``K`` shots, ``C`` channels, ``O`` organs, ``H``, ``W``, ``Z`` rows, columns
+and slices.
 """
 
 IMAGE = "image"
-"""A volume ``(1, H, W, Z)`` on its way in; in an episode the query's view ``(C, H, W)``."""
+"""An input volume ``(1, H, W, Z)``; in an episode the query's view ``(C, H, W)``."""
 
 LABEL = "label"
 """Organ ids of a volume ``(1, H, W, Z)``, 0 = none; in an episode the query's mask ``(1, H, W)``."""
@@ -13,7 +14,7 @@ SUPPORT_IMAGE = "support_image"
 """The support views of an episode, ``(K, C, H, W)``."""
 
 SUPPORT_MASK = "support_mask"
-"""Their pseudo-label in {0, 1}, ``(K, 1, H, W)``."""
+"""The pseudo-label of each support view in {0, 1}, ``(K, 1, H, W)``."""
 
 SUPERPIXELS = "superpixels"
 """Superpixel ids of a volume ``(1, H, W, Z)``, 0 = outside the body."""
@@ -22,13 +23,13 @@ PRED = "pred"
 """Organ scores of a volume ``(O, H, W, Z)``, then its label map ``(1, H, W, Z)``."""
 
 ORGAN_IDS = "organ_ids"
-"""In the meta of scores: the ids of their channels' organs, ``(O,)``."""
+"""In the meta of scores: the organ id of each channel, ``(O,)``."""
 
 SUPPORT = "support"
-"""In the meta of an image: the files of the annotated scans to segment it from, where they are not the config's."""
+"""In the meta of an image: the files of its own annotated scans, used in place of the config's."""
 
 NETWORK_LABEL = "network_label"
-"""A predicted label map ``(1, H, W, Z)`` still on the network's grid, for pictures."""
+"""A predicted label map ``(1, H, W, Z)`` on the network's grid, for pictures."""
 
 EXPLAINED = "explained"
 """In the meta of scores: how similar the body is to its nearest prototypes, in logits, ``(1,)``."""
@@ -37,19 +38,19 @@ PRED_MASKS = "pred_masks"
 """One predicted mask an organ ``(O, H, W, Z)`` in {0, 1}, on the network's grid, for metrics."""
 
 QUALITY = "quality"
-"""In the meta of scores: how good each organ's mask is by the network's own estimate, ``(O,)``."""
+"""In the meta of scores: the network's own estimate of how good each organ's mask is, ``(O,)``."""
 
 SUPPORT_COMPONENTS = "support_components"
-"""In the meta of scores: in how many parts each organ comes in the annotated scans, ``(O,)``."""
+"""In the meta of scores: the number of components of each organ in the annotated scans, ``(O,)``."""
 
 SUPPORT_MILLILITERS = "support_milliliters"
-"""In the meta of scores: the smallest and largest volume of each organ in the annotated scans, ``(O, 2)``, or NaN."""
+"""In the meta of scores: each organ's smallest and largest volume in the annotated scans, ml, ``(O, 2)``; or NaN."""
 
 INTENSITY_DISTANCE = "intensity_distance"
-"""In the meta of scores: how unlike the annotated scans' the intensities are, in standard deviations, ``(1,)``."""
+"""In the meta of scores: distance of the intensities to the annotated scans', in standard deviations, ``(1,)``."""
 
 NOTICES = "notices"
-"""In the meta of scores: what makes masks doubtful, a list of sentences by organ id; id 0 is the whole scan."""
+"""In the meta of scores: warnings about the masks, a list of sentences by organ id; id 0 is the whole scan."""
 
 ORGAN_NAMES = "organ_names"
-"""In the meta of a label map: the names of its ids, ``{id: name}``, where its file tells them."""
+"""In the meta of a label map: the names of its ids, ``{id: name}``, where its file states them."""

@@ -1,4 +1,4 @@
-"""What something was made with: described, recorded, and compared with what is there now.
+"""Provenance: describe and record what a result was made with, and compare it with the present settings.
 
     settings, code, files, weights, versions  ->  a record of plain values (JSON)  ->  the names of what changed
 
@@ -35,13 +35,13 @@ LIBRARIES = ("monai", "torch", "scikit-image", "scipy", "numpy", "nibabel")
 """Packages whose versions can change a result."""
 
 SHORT = 16
-"""Hexadecimal digits of the hashes that stand in records."""
+"""Hexadecimal digits of the hashes in records."""
 
 MOST_CHANGES = 6
-"""Changes that a message lists; it counts the others."""
+"""Changes that a message lists; the others are only counted."""
 
 DRAWN_SEED = 1 << 64
-"""From here on, a seed of NumPy is one that it drew itself (of 128 bits)."""
+"""A seed from here on was drawn by NumPy itself (128 bits)."""
 
 PLAIN = (bool, int, float, str, type(None))
 CODE = (types.FunctionType, types.BuiltinFunctionType, type)
@@ -49,20 +49,20 @@ CONSTANTS = (*PLAIN, *CODE, Path, list, tuple, dict, set, frozenset, np.ndarray,
 INSTALLED = {"site-packages", "dist-packages"}
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 INTERNAL = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every module has, and that are no settings of it."""
+"""Attributes that every module has and that are not settings."""
 
 
 def describe(thing: Any, code: bool = True, weights: bool = True) -> Any:
-    """Spell out a setting as plain values, so that equal descriptions mean equal results.
+    """Describe a setting by plain values, so that equal descriptions mean equal results.
 
-    An object is its kind, its code and its attributes; a random generator is its seed, not its state. A path is a text:
-    ``file_records`` tells content.
+    An object is described by its kind, its code and its attributes, a random generator by its seed, not its state, and
+    a path by its text: ``file_records`` describes the content.
 
     Args:
-        thing: A number, a text, a container, a function, a transform, a network, an optimizer, a schedule, ... One that
-            has ``made_with()`` is described by what that returns.
+        thing: A number, a text, a container, a function, a transform, a network, an optimizer, a schedule, ... If it
+            has ``made_with()``, the result of that is described.
         code: Whether code counts: what a function or class does, and the defaults, constants and functions that it
-            refers to; code of installed libraries counts by its version. If false, kinds and public attributes alone
+            refers to; code of installed libraries counts by its version. If false, only kinds and public attributes
             count, which stay the same from one version to the next.
         weights: Whether a network's parameters and buffers count; they never do without ``code``.
 
@@ -73,7 +73,7 @@ def describe(thing: Any, code: bool = True, weights: bool = True) -> Any:
 
 
 def digest(described: Any, length: int = SHORT) -> str:
-    """Return the hash of a description, so many hexadecimal digits."""
+    """Return the hash of a description, ``length`` hexadecimal digits."""
     return _hash(json.dumps(described, sort_keys=True))[:length]
 
 
@@ -81,11 +81,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Compare two records and name what changed.
 
     Args:
-        before: The record of what is there.
-        now: The record of what is wanted.
+        before: The record of the existing result.
+        now: The record of the present settings.
 
     Returns:
-        Such as ``"fold was 0, is 1; optimizer::lr was ..."``, ``""`` if nothing changed.
+        A text such as ``"fold was 0, is 1; optimizer::lr was ..."``, or ``""`` if nothing changed.
     """
     old, new = ({name: json.dumps(value) for name, value in _flat(record)} for record in (before, now))
     texts = [
@@ -98,7 +98,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the innermost values with their names; a list of plain values is one value."""
+    """Yield the innermost values with their names; a list of plain values is one value."""
     inner = value
     if isinstance(value, list | tuple) and not all(isinstance(one, PLAIN) for one in value):
         inner = dict(enumerate(value))
@@ -112,7 +112,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def content_hash(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, of a folder's files and their names, or ``"missing"``.
 
-    A process reads a file again only if its place, size, time or inode changed.
+    A process reads a file again only if its path, size, time or inode changed.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,7 +120,7 @@ def content_hash(path: str | Path) -> str:
         return _hash(repr([(str(file.relative_to(path)), content_hash(file)) for file in files]))
     try:
         state = path.stat()
-    except OSError:  # refused where it is read, in better words
+    except OSError:  # whoever reads the file gives the proper error
         return "missing"
     return _content_hash(str(path.absolute()), state.st_size, state.st_mtime_ns, state.st_ino)
 
@@ -135,7 +135,7 @@ def _content_hash(path: str, size: int, changed: int, inode: int) -> str:
 
 
 def file_record(path: str | Path) -> str:
-    """Return a file's name and the hash of its content: where it lies does not count."""
+    """Return a file's name and the hash of its content; its folder does not count."""
     return f"{Path(path).name} {content_hash(path)[:SHORT]}"
 
 
@@ -167,12 +167,12 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what computes, by package, and Python's."""
+    """Return the versions of the packages that compute, and Python's."""
     return {name: version(name) for name in LIBRARIES} | {"python": "{}.{}".format(*sys.version_info)}
 
 
 def versions() -> dict[str, str]:
-    """Return what results are made with, for people: packages, Python and the machine."""
+    """Return a readable list of what results are made with: packages, Python and the machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     packages = {"bundle": _version_of("bundle"), **library_versions(), "python": platform.python_version()}
     machine = f"{platform.system()} {platform.machine()}, {available_cores()} cores, {gpu}"
@@ -185,7 +185,7 @@ class _Description:
     Args:
         code: Whether code and private attributes count.
         weights: Whether a module's tensors count.
-        found: Where functions and classes are put that are only named, to be described elsewhere.
+        found: If given, functions and classes are only named here and added to this list, to be described later.
     """
 
     def __init__(self, code: bool, weights: bool, found: list[Any] | None = None) -> None:
@@ -193,7 +193,7 @@ class _Description:
         self._above: list[int] = []
 
     def of(self, thing: Any) -> Any:
-        """Describe anything; what holds itself ends there."""
+        """Describe anything; a reference to itself ends the recursion."""
         if id(thing) in self._above:
             return "itself"
         self._above.append(id(thing))
@@ -233,7 +233,7 @@ class _Description:
         return self._object(thing)
 
     def _kind(self, kind: Any) -> str:
-        """Name a function or a class, and tell its code."""
+        """Return the name of a function or a class, with the hash of its code."""
         if self.found is not None:
             self.found.append(kind)
             return _full_name(kind)
@@ -241,14 +241,14 @@ class _Description:
 
     def _object(self, thing: Any) -> Any:
         attributes = self._attributes(thing)
-        if attributes is None:  # the address of an object is no setting of it
+        if attributes is None:  # an object's address in memory is not a setting
             return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
         shown = {key: value for key, value in attributes.items() if self.code or not key.startswith("_")}
-        # An attribute that is called kind must not hide the object's.
+        # An attribute named kind must not hide the object's kind.
         return {"kind": self._kind(type(thing))} | {f"{k}_" if k == "kind" else k: v for k, v in self.of(shown).items()}
 
     def _attributes(self, thing: Any) -> dict[str, Any] | None:
-        """Return an object's attributes, as far as they are settings; nothing if it keeps them in no known way."""
+        """Return those attributes of an object that are settings; ``None`` if it has no known kind of attributes."""
         if callable(getattr(thing, "made_with", None)):
             return dict(thing.made_with())
         if isinstance(thing, Optimizer):
@@ -265,7 +265,7 @@ class _Description:
         settings = {key: value for key, value in vars(module).items() if key not in INTERNAL}
         settings |= dict(module.named_children())
         if self.code and _is_library(type(module)):
-            # The parts of a library's network have hundreds of settings: their hash tells as much.
+            # The parts of a library's network have hundreds of settings: a hash of them is enough.
             inner = _Description(self.code, weights=False, found=self.found)
             return {"settings": digest(inner.of(settings))} | ({"weights": fingerprint(module)} if self.weights else {})
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -275,9 +275,9 @@ class _Description:
 def code_hash(thing: Any) -> str:
     """Return a hash of what a function or class does.
 
-    It counts the compiled code (so comments and docstrings do not count), its defaults, what it closes over, and the
-    constants, functions and classes of its own project that it refers to, and so on; of installed libraries the name
-    and the version. It holds for one version of Python.
+    It covers the compiled code (so comments and docstrings do not count), the defaults, the closure, and recursively
+    the constants, functions and classes of the same project that it refers to; installed libraries count by name and
+    version. It is comparable within one version of Python.
     """
     waiting, texts = [thing], {}
     while waiting:
@@ -306,7 +306,7 @@ def _parts_of_function(function: types.FunctionType) -> list[Any]:
 
 
 def _parts_of_code(code: types.CodeType, documentation: str | None) -> tuple[list[Any], list[str]]:
-    """Return compiled code, with that of the functions inside it, and all names that it uses."""
+    """Return compiled code, including that of inner functions, and all names that it uses."""
     parts: list[Any] = [code.co_code.hex(), list(code.co_names), list(code.co_varnames)]
     names = list(code.co_names)
     for constant in code.co_consts:
@@ -320,10 +320,10 @@ def _parts_of_code(code: types.CodeType, documentation: str | None) -> tuple[lis
 
 
 def _parts_of_class(kind: type) -> list[Any]:
-    """Return a class's bases, and what it defines."""
+    """Return a class's bases and everything that it defines."""
     defined = {}
     for name, value in vars(kind).items():
-        value = getattr(value, "__func__", value)  # of a static method or a class method
+        value = getattr(value, "__func__", value)  # static methods and class methods
         if isinstance(value, property | functools.cached_property):
             value = [part for part in (getattr(value, one, None) for one in ("fget", "fset", "func")) if part]
         if not name.startswith("__") or isinstance(value, types.FunctionType):
@@ -332,12 +332,12 @@ def _parts_of_class(kind: type) -> list[Any]:
 
 
 def _constants(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what holds the state of a library, such as modules, locks and loggers."""
+    """Leave out objects that hold a library's state, such as modules, locks and loggers."""
     return {k: v for k, v in values.items() if isinstance(v, CONSTANTS) or not _is_library(type(v))}
 
 
 def _is_library(thing: Any) -> bool:
-    """Tell whether a function or class is installed, or part of Python, and known by its version."""
+    """Return whether a function or class is part of an installed library or of Python, and so known by its version."""
     return not isinstance(thing, types.FunctionType | type) or _is_installed(thing.__module__ or "builtins")
 
 
@@ -357,7 +357,7 @@ def _version_of(module: str | None) -> str:
 
 
 def _seed_of(generator: Any) -> Any:
-    """Return the seed that a generator was made from, if it tells and was given one."""
+    """Return the seed that a generator was given; ``None`` if it was given none or does not reveal it."""
     if isinstance(generator, torch.Generator):
         return generator.initial_seed()
     if not isinstance(generator, np.random.Generator):

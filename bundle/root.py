@@ -1,27 +1,27 @@
-"""Where the bundle's own files lie: configs, weights and metadata, in a checkout and in an installed wheel."""
+"""Where the bundle's own files are: configs, weights and metadata, in a checkout and in an installed wheel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 INSTALLED = "shipped"
-"""Folder of an installed package that holds ``configs/`` and ``models/``; a checkout has them beside the package."""
+"""Subfolder of an installed package with ``configs/`` and ``models/``; a checkout has them next to the package."""
 
 
 def bundle_root() -> Path:
-    """Return the folder that holds ``configs/`` and ``models/``: what configs call ``bundle_root``."""
+    """Return the folder that holds ``configs/`` and ``models/``, called ``bundle_root`` in configs."""
     package = Path(__file__).resolve().parent
     installed = package / INSTALLED
     return installed if installed.is_dir() else package.parent
 
 
 def import_root() -> Path:
-    """Return the folder that Python must search to import this very package."""
+    """Return the folder that must be on Python's path to import this package."""
     return Path(__file__).resolve().parents[1]
 
 
 def results_root(bundle_root: str | Path) -> str:
-    """Return where the folder of results goes: the bundle's folder, or the working folder of one installed by pip.
+    """Return where results go: the bundle's folder or, if it is installed by pip, the working folder.
 
     Args:
         bundle_root: The key of the config.

@@ -166,7 +166,7 @@ def test_a_folder_is_one_commands_at_a_time(tmp_path: Path) -> None:
     with alone_in(folder):
         with (
             pytest.raises(
-                WriteError, match=rf"another command works in {folder}, and results must not be mixed\. Wait"
+                WriteError, match=rf"another command is writing to {folder}, and results must not be mixed\. Wait"
             ),
             alone_in(folder),
         ):
@@ -202,7 +202,7 @@ def test_a_process_keeps_a_folder_until_its_end_however_it_ends(tmp_path: Path) 
     first = keeper(tmp_path, 100)
     assert first.stdout.readline() == b"kept\n"
     second = keeper(tmp_path)
-    assert f"another command works in {tmp_path}" in second.communicate(timeout=60)[1].decode()
+    assert f"another command is writing to {tmp_path}" in second.communicate(timeout=60)[1].decode()
     first.kill()
     first.wait()
     third = keeper(tmp_path)

@@ -64,7 +64,7 @@ def test_no_truncated_file_is_read(tmp_path: Path) -> None:
     content = (tmp_path / "a.pt").read_bytes()
     for length in range(0, len(content), 97):
         (tmp_path / "b.pt").write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"b\.pt cannot be read as a file of PyTorch: it "):
+        with pytest.raises(ValueError, match=r"b\.pt cannot be read as a PyTorch file: it "):
             read_tensors(tmp_path / "b.pt", ADVICE)
 
 
@@ -81,7 +81,7 @@ def test_what_is_no_dictionary_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_weights_are_refused_by_the_network(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(ValueError, match=r"model\.pt cannot be read .* pointer of Git LFS"):
+    with pytest.raises(ValueError, match=r"model\.pt cannot be read .* Git LFS pointer"):
         load_network(ALPNet(torch.nn.Conv2d(3, 2, 1)), tmp_path / "model.pt")
 
 

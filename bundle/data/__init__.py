@@ -1,4 +1,4 @@
-"""Data: scans, their slices and superpixels, and the episodes made of them."""
+"""Data: scans, their slices and superpixels, and the episodes made from them."""
 
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.data.exclusion import SliceExclusion

@@ -1,9 +1,9 @@
-"""Preprocessed slices and superpixels on disk: computed once, in parallel, read by memory map.
+"""The cache of preprocessed slices and superpixels: computed once, in parallel, and read by memory map.
 
-One folder an entry: ``image.npy`` float32 and ``superpixels.npy`` int16, both ``(Z, H, W)``, and ``entry.json``.
-Its name is a hash of the image file's content, of the transform's parameters and code, and of the libraries' versions,
-so what changes any of them is a new entry. An entry is written beside its place and renamed, so it is whole or absent;
-what a killed process was writing is removed.
+Each entry is a folder with ``image.npy`` float32 and ``superpixels.npy`` int16, both ``(Z, H, W)``, and ``entry.json``.
+Its name is a hash of the image file's content, the transform's parameters and code, and the libraries' versions, so a
+change of any of them makes a new entry. An entry is written whole or not at all; unfinished entries of killed processes
+are removed.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ FORMAT = 2
 
 
 class CacheError(ValueError):
-    """A cache folder that cannot be used; the message names the folder, the reason and what to do."""
+    """A cache folder that cannot be used; the message names the folder, the reason and the remedy."""
 
 
 _Made = tuple[str, ValueError | None]
-"""The name of an entry, and why it could not be made."""
+"""The name of an entry, and the error that prevented it, if any."""
 
 
 @dataclass(frozen=True)
 class CachedScan:
-    """One scan's slices. What goes to another process is where they lie, and not the slices.
+    """One scan's slices. Only their location is pickled for other processes, not the slices themselves.
 
     Attributes:
-        entry: The folder that they lie in.
+        entry: The folder of the cache entry.
         name: The image file's name.
         mean: Mean over all voxels.
         variance: Population variance over all voxels.
@@ -78,26 +78,26 @@ def cached_scans(
     cache_dir: str | Path,
     num_workers: int | None = None,
 ) -> list[CachedScan]:
-    """Return the slices of all scans, computing those that are not in the cache yet.
+    """Return the slices of all scans, computing those that are not in the cache.
 
     Args:
         scans: The scans' files.
-        transform: Gives ``image`` and ``superpixels``, each ``(1, H, W, Z)``, from a scan's files.
-        cache_dir: Where entries are kept; made if missing.
-        num_workers: Processes that compute; ``None`` means one a core. Of several processes of a run, each has so many,
-            and computes its share of the scans.
+        transform: Makes ``image`` and ``superpixels``, each ``(1, H, W, Z)``, from a scan's files.
+        cache_dir: Folder of the entries; it is made if missing.
+        num_workers: Worker processes; ``None`` means one per core. With several processes in a run, each has this many
+            workers and computes its share of the scans.
 
     Returns:
-        One entry a scan, in their order.
+        One entry for each scan, in the same order.
 
     Raises:
-        ScanError: If a scan cannot be used. Entries that were finished stay.
+        ScanError: If a scan cannot be used. Finished entries stay.
         CacheError: If the cache folder cannot be written to, or is full, or an entry is damaged.
     """
     cache = _writable(Path(cache_dir))
     work = _Fill(scans, transform, cache)
     if not distributed.alone():
-        # Each process makes its share. What went wrong is said below, where every one of them looks at all.
+        # Each process makes its share. Errors are raised below, where every process goes through all entries.
         _made(work, distributed.own_share(scans), num_workers)
         idist.barrier()
     entries = _made(work, range(len(scans)), num_workers)
@@ -110,7 +110,7 @@ def cached_scans(
 
 
 def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:
-    """Return the items of a share; none after one that could not be written, since the next could not either."""
+    """Return the items of a share, up to the first that cannot be written, since the next would fail too."""
     cores = max(distributed.available_cores() // idist.get_nproc_per_node(), 1)
     workers = min(cores if num_workers is None else num_workers, len(share))
     random = torch.Generator(device="cpu")
@@ -136,16 +136,16 @@ def _writable(cache: Path) -> Path:
 
 def _unwritable(cache: Path, error: OSError) -> CacheError:
     return CacheError(
-        f"the cache folder {cache} cannot be written to ({error.strerror}). Set cache_dir to one that can, or "
-        "free space there; what was finished is kept."
+        f"the cache folder {cache} cannot be written to ({error.strerror}). Set cache_dir to another folder, or "
+        "free space there; finished entries are kept."
     )
 
 
 class _Fill(Dataset[_Made]):
-    """Makes the entry of each scan: a data set only to borrow the loader's processes.
+    """Makes the entry of each scan; it is a data set only to use the loader's worker processes.
 
-    An item is the entry's name and what stopped it from being made, ``None`` if nothing did. Errors are items since
-    the loader would put its process's traceback into the message of one that is raised.
+    An item is the entry's name and the error that prevented it, or ``None``. Errors are returned, because the loader
+    would add its worker's traceback to the message of a raised one.
     """
 
     def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any], cache: Path) -> None:
@@ -167,7 +167,7 @@ class _Fill(Dataset[_Made]):
 
 
 def entry_name(scan: Scan, description: str) -> str:
-    """Return the name of a scan's entry: the hash of its image's content and of all that makes the result."""
+    """Return the name of a scan's entry: the hash of its image's content and of everything that shapes the result."""
     made_with = {"format": FORMAT, "content": content_hash(scan[IMAGE]), "transform": description}
     return digest(made_with | library_versions(), length=32)
 
@@ -185,7 +185,7 @@ def _write(entry: Path, scan: Scan, volumes: Mapping[str, Any]) -> None:
         (unfinished / "entry.json").write_bytes(json.dumps(numbers).encode())
         unfinished.rename(entry)
     except OSError as error:
-        if not entry.is_dir():  # else another process was first, with the same content
+        if not entry.is_dir():  # otherwise another process was first, with the same content
             raise _unwritable(entry.parent, error) from error
     finally:
         if unfinished is not None:
@@ -193,7 +193,7 @@ def _write(entry: Path, scan: Scan, volumes: Mapping[str, Any]) -> None:
 
 
 def _in_npy(array: np.ndarray) -> memoryview:
-    # NumPy writes files itself, and does not notice if the disk has no room for the last bytes.
+    # Through memory: when NumPy writes to a file, it does not notice that the disk has no room for the last bytes.
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getbuffer()
@@ -203,11 +203,11 @@ def _open(entry: Path) -> CachedScan:
     try:
         numbers = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         scan = CachedScan(entry, numbers["source"], numbers["mean"], numbers["variance"])
-        if scan.image.shape != scan.superpixels.shape:  # both are opened here, where a damaged file is named
+        if scan.image.shape != scan.superpixels.shape:  # opens both, so that a damaged file is named here
             raise ValueError(f"slices {scan.image.shape}, superpixels {scan.superpixels.shape}")
         return scan
-    except (OSError, ValueError, KeyError) as error:  # no process leaves it so; a disk that lost power may
+    except (OSError, ValueError, KeyError) as error:  # not from a killed process, but possible after a power cut
         raise CacheError(
-            f"the entry {entry} of the cache is damaged ({type(error).__name__}: {error}). Remove that folder; the "
-            "next run makes it again."
+            f"the cache entry {entry} is damaged ({type(error).__name__}: {error}). Remove that folder; the next run "
+            "computes it again."
         ) from error

@@ -1,4 +1,4 @@
-"""What NRRD and MetaImage headers declare, compared with what their files hold before ITK takes memory for it."""
+"""Check that NRRD and MetaImage files hold what their headers declare, before ITK allocates memory for it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nibabel.filebasedimages import ImageFileError
 from bundle.data.nifti import BLOCK, DEFLATE_LIMIT
 
 HEADER_LIMIT = 1 << 20
-"""Bytes in which a header must end."""
+"""Largest size of a header, bytes."""
 
 MOST_DIMENSIONS = 5
-"""Of a file that is handed to ITK."""
+"""Most dimensions of a file that is passed to ITK."""
 
 NRRD_BYTES = {
     1: "signed char|int8|int8_t|uchar|unsigned char|uint8|uint8_t",
@@ -39,12 +39,12 @@ META_BYTES = {
 
 @dataclass(frozen=True)
 class Declared:
-    """What a header says of the voxels.
+    """The voxels as declared by a header.
 
     Attributes:
-        size: Bytes that they take, not compressed; of text, the fewest that it can be written in.
-        file: Where they are.
-        offset: Of their first byte in it.
+        size: Their uncompressed size in bytes; for text, the smallest possible size.
+        file: The file that holds them.
+        offset: Position of their first byte in the file.
         encoding: ``raw``, ``text``, ``gzip``, or ``zlib``, a stream without gzip's frame.
     """
 
@@ -55,26 +55,28 @@ class Declared:
 
 
 def check_declared(path: Path) -> None:
-    """Raise unless the voxels of a NRRD or MetaImage file are all there, to the checksum if they are compressed.
+    """Raise unless the voxels of a NRRD or MetaImage file are complete; if compressed, the checksum is compared.
 
     Raises:
-        ImageFileError: If it is none of the two, or holds less than it declares.
-        ValueError: If it is written in a way that is not taken: bzip2, hexadecimal, several files.
+        ImageFileError: If it has neither format, or holds less than it declares.
+        ValueError: If its encoding is not supported: bzip2, hexadecimal, several files.
         OSError, EOFError, zlib.error: If it is damaged.
     """
     declared = _nrrd(path) if path.suffix.lower() in (".nrrd", ".nhdr") else _meta_image(path)
     if not declared.file.is_file():
-        raise ImageFileError(f"its voxels should be in {declared.file.name[:50]!r} beside it, which is not there")
+        raise ImageFileError(
+            f"its voxels should be in {declared.file.name[:50]!r} in the same folder, which is missing"
+        )
     present = declared.file.stat().st_size - declared.offset
     room = present * (DEFLATE_LIMIT if declared.encoding in ("gzip", "zlib") else 1)
     if declared.size > room:
-        raise ImageFileError(f"it declares {declared.size} bytes of voxels, and can hold {room} at most")
+        raise ImageFileError(f"it declares {declared.size} bytes of voxels, but can hold at most {room}")
     if declared.encoding in ("gzip", "zlib") and (held := _inflated(declared)) < declared.size:
         raise ImageFileError(f"it declares {declared.size} bytes of voxels, but holds {held}")
 
 
 def _inflated(declared: Declared) -> int:
-    """Count what a compressed stream holds, and compare its checksum, in little memory."""
+    """Count the bytes of a compressed stream and compare its checksum, block by block."""
     with declared.file.open("rb") as file:
         file.seek(declared.offset)
         if declared.encoding == "gzip":
@@ -89,7 +91,7 @@ def _inflated_zlib(file: BinaryIO) -> int:
         held += len(stream.decompress(waiting, BLOCK))
         waiting = stream.unconsumed_tail
     if not stream.eof:
-        raise EOFError("the compressed voxels end too soon")
+        raise EOFError("the compressed voxels are truncated")
     return held
 
 
@@ -97,7 +99,7 @@ def _nrrd(path: Path) -> Declared:
     head, end = _head(path, re.compile(rb"\r?\n\r?\n"))
     if not head.startswith("NRRD"):
         raise ImageFileError("it does not begin with NRRD")
-    # Fields may be written in one word: datafile.
+    # Field names may be written as one word, such as datafile.
     fields = {key.replace(" ", ""): value for key, value in _fields(head, ":").items()}
     encodings = {"raw": "raw", "txt": "text", "text": "text", "ascii": "text", "gz": "gzip", "gzip": "gzip"}
     encoding = encodings.get(fields.get("encoding", "").lower())
@@ -105,7 +107,7 @@ def _nrrd(path: Path) -> Declared:
     if encoding is None or " " in name or name == "LIST" or "lineskip" in fields or (skip and encoding != "raw"):
         raise ValueError(
             "a NRRD file must hold its voxels in one piece, raw or gzip, from the first byte, got encoding "
-            f"{fields.get('encoding', '')[:20]!r}, data file {name[:50]!r}, byte skip {skip}. Save it anew."
+            f"{fields.get('encoding', '')[:20]!r}, data file {name[:50]!r}, byte skip {skip}. Save it again as .nii.gz."
         )
     sizes = _checked_sizes(fields, "dimension", "sizes")
     size = _size(sizes, fields.get("type", ""), NRRD_BYTES, encoding)
@@ -120,7 +122,9 @@ def _meta_image(path: Path) -> Declared:
     name = fields["elementdatafile"]
     is_text = fields.get("binarydata", "true").lower() == "false"
     if name.upper() == "LIST" or "%" in name:
-        raise ValueError(f"a MetaImage must hold its voxels in one piece, got ElementDataFile {name!r}. Save it anew.")
+        raise ValueError(
+            f"a MetaImage must hold its voxels in one piece, got ElementDataFile {name!r}. Save it again as .nii.gz."
+        )
     is_compressed = fields.get("compresseddata", "false").lower() == "true"
     encoding = "text" if is_text else "zlib" if is_compressed else "raw"
     channels = _numbers(fields.get("elementnumberofchannels", "1"), 1)
@@ -132,7 +136,7 @@ def _meta_image(path: Path) -> Declared:
 
 
 def _head(path: Path, end: re.Pattern[bytes]) -> tuple[str, int]:
-    """Return a header, and where it ends: behind the first match of ``end``, or with the file."""
+    """Return a header and its length: it ends with the first match of ``end``, or with the file."""
     with path.open("rb") as file:
         start = file.read(HEADER_LIMIT)
     found = end.search(start)
@@ -152,15 +156,15 @@ def _numbers(text: str, count: int | None = None) -> list[int]:
         or (count is not None and len(words) != count)
         or not all(re.fullmatch(r"-?\d{1,18}", w) for w in words)
     ):
-        raise ImageFileError(f"its header has {text[:50]!r} where whole numbers must be")
+        raise ImageFileError(f"its header has {text[:50]!r} instead of whole numbers")
     return [int(word) for word in words]
 
 
 def _checked_sizes(fields: Mapping[str, str], dimension: str, sizes: str) -> list[int]:
-    # ITK counts on the one where it needs the other, and never ends if that is wrong.
+    # ITK trusts one field where it needs the other, and hangs if they differ.
     (count,) = _numbers(fields.get(dimension, ""), 1)
     if not 1 <= count <= MOST_DIMENSIONS:
-        raise ImageFileError(f"its header declares {count} dimensions")
+        raise ImageFileError(f"its header must declare 1 to {MOST_DIMENSIONS} dimensions, got {count}")
     return _numbers(fields.get(sizes, ""), count)
 
 
@@ -168,5 +172,5 @@ def _size(sizes: list[int], kind: str, known: Mapping[int, str], encoding: str) 
     bytes_each = [size for size, names in known.items() if kind.lower() in names.lower().split("|")]
     if not bytes_each or min(sizes) < 1:
         raise ImageFileError(f"its header declares {sizes} voxels of type {kind[:20]!r}")
-    # A number in text takes a digit and a blank.
+    # In text, a number takes at least a digit and a blank.
     return math.prod(sizes) * (2 if encoding == "text" else bytes_each[0]) - (encoding == "text")

@@ -1,7 +1,6 @@
 """Episodes: a slice and one of its superpixels -> support views and a query view (paper, section 3.1).
 
-Episode ``i`` is a function of the seed and ``i`` alone, so that workers, their number and a resumed run
-change nothing.
+Episode ``i`` depends only on the seed and ``i``, so that the number of workers and resuming change nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ View = tuple[np.ndarray, np.ndarray]
 """A slice and a mask, each ``(H, W)``."""
 
 ATTEMPTS = 100
-"""Draws before an episode is given up; even a hundred in a row fail only if hardly any superpixel is usable."""
+"""Draws for an episode before it fails; a hundred in a row fail only if hardly any superpixel is usable."""
 
 
 class EpisodeDataset(Dataset[dict[str, Tensor]]):
@@ -42,24 +41,24 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         data: The scans' files; labels are never read.
-        transform: Gives ``image``, not standardized, and ``superpixels`` from a scan's files.
-        cache_dir: Where slices and superpixels are kept.
-        seed: Of all draws.
+        transform: Makes ``image``, not standardized, and ``superpixels`` from a scan's files.
+        cache_dir: Folder of the cache of slices and superpixels.
+        seed: Seed of all draws, >= 0.
         shots: Support views of an episode, K >= 1.
-        augmentation: How views are made.
+        augmentation: Makes the views; ``None`` uses the paper's ranges.
         id_rule: ``"present"`` draws among the superpixels of the slice that have ``min_area`` pixels;
-            ``"reference"`` draws ``1 .. largest id - 1`` whether the id exists or not, as the authors' code does.
-        min_area: Least foreground and least background of each view, pixels. The ``"reference"`` rule has none.
-        statistics: Whose mean and standard deviation standardize a slice: its volume's (MR), or those of all
+            ``"reference"`` draws from ``1 .. largest id - 1`` whether the id exists or not, as in the authors' code.
+        min_area: Least foreground and least background of each view, pixels. The ``"reference"`` rule has no minimum.
+        statistics: Which mean and standard deviation standardize a slice: those of its volume (MR), or those of all
             training scans together (CT).
-        statistics_file: With ``"training_set"``, where the two numbers are written, for inference.
-        channels: Copies of a slice, for encoders that want color.
-        num_workers: Processes that compute superpixels; ``None`` means one a core.
-        more_data: Further scans; one that ``data`` has is not taken twice.
-        exclusion: Which slices not to learn from (setting 2); ``None`` takes all (setting 1).
-        query_distance: The query is drawn among the slices up to so many away that show the same id with ``min_area``
-            pixels; for supervoxels, whose ids mean the same in all slices of a scan. 0, the paper, takes the support's
-            own slice.
+        statistics_file: With ``"training_set"``, the file to write both numbers to, for inference.
+        channels: Copies of a slice, for encoders of color images.
+        num_workers: Processes that compute superpixels; ``None`` means one per core.
+        more_data: Further scans; those that are already in ``data`` are skipped.
+        exclusion: Which slices not to learn from (setting 2); ``None`` uses all (setting 1).
+        query_distance: The query is drawn among slices at most this far away that show the same id with ``min_area``
+            pixels; for supervoxels, whose ids are the same in all slices of a scan. With 0, as in the paper, the query
+            is the support's own slice.
 
     Raises:
         ValueError: If there is no scan, no slice with a usable superpixel, or a setting is out of range.
@@ -84,44 +83,38 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         exclusion: SliceExclusion | None = None,
         query_distance: int = 0,
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {seed!r}.")
-        _check_settings(shots, id_rule, min_area, statistics, query_distance)
-        self.data = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in [*data, *more_data]}.values())
-        if not self.data:
-            raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
-        self.transform = transform
+        _check_settings(seed, shots, id_rule, min_area, statistics, query_distance)
+        self.data = _distinct_images([*data, *more_data])
         self.seed, self.shots, self.channels = seed, shots, channels
+        self.transform = transform
         self.augmentation = Augmentation() if augmentation is None else augmentation
-        self.id_rule, self.min_area, self.statistics = id_rule, min_area, statistics
-        self.query_distance = query_distance
+        self.id_rule, self.min_area = id_rule, min_area
+        self.query_distance, self.statistics = query_distance, statistics
         self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
-        self.numbers = _standardization(self.scans, statistics)
-        if statistics == "training_set" and statistics_file is not None:
-            _write_statistics(Path(statistics_file), *self.numbers[0])
+        self.numbers = _standardization(self.scans, statistics, statistics_file)
         self.exclusion = exclusion if exclusion is not None and exclusion.organs else None
-        self.slices = self._usable_slices(None if self.exclusion is None else self.exclusion.of(self.data))
+        self.slices = self._usable_slices()
         self._usable = {(scan, z): ids for scan, z, ids in self.slices}
 
     def made_with(self) -> dict[str, Any]:
-        """Return what decides which episodes there are, in their order: files by their content, and settings."""
+        """Return everything that determines the episodes and their order: files by their content, and settings."""
         names = ("seed", "shots", "channels", "id_rule", "min_area", "query_distance", "statistics")
         parts = {name: getattr(self, name) for name in (*names, "transform", "augmentation", "exclusion")}
         return {"scans": file_records(scan[IMAGE] for scan in self.data), **parts}
 
     def __len__(self) -> int:
-        """Return the number of usable slices; any index from 0 is a valid episode."""
+        """Return the number of usable slices; every index from 0 on is a valid episode."""
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Make episode ``index``.
 
         Returns:
-            ``image (C, H, W)`` and ``label (1, H, W)``, the query; ``support_image (K, C, H, W)`` and
+            ``image (C, H, W)`` and ``label (1, H, W)`` of the query; ``support_image (K, C, H, W)`` and
             ``support_mask (K, 1, H, W)``. Images are standardized float32, masks float32 in {0, 1}.
 
         Raises:
-            RuntimeError: If no draw gives views with enough foreground and background.
+            RuntimeError: If no draw has enough foreground and background.
         """
         random = np.random.default_rng([self.seed, index])
         for _ in range(ATTEMPTS):
@@ -135,7 +128,7 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         )
 
     def _draw(self, random: np.random.Generator) -> tuple[View, View]:
-        """Return slice and mask of the support and of the query."""
+        """Draw slice and mask of the support and of the query."""
         scan, z, ids = self.slices[int(random.integers(len(self.slices)))]
         chosen = int(ids[int(random.integers(len(ids)))])
         support = self._slice(scan, z, chosen)
@@ -163,8 +156,9 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         # The supports come first, as in the authors' code.
         return {IMAGE: images[-1], LABEL: masks[-1], SUPPORT_IMAGE: images[:-1], SUPPORT_MASK: masks[:-1]}
 
-    def _usable_slices(self, excluded: list[np.ndarray] | None) -> list[tuple[int, int, np.ndarray]]:
-        """Return (scan, slice, drawable ids) of each slice that has one and is not excluded."""
+    def _usable_slices(self) -> list[tuple[int, int, np.ndarray]]:
+        """Return (scan, slice, drawable ids) of each slice that has such ids and is not excluded."""
+        excluded = None if self.exclusion is None else self.exclusion.of(self.data)
         found = []
         for number, scan in enumerate(self.scans):
             for z, superpixels in enumerate(scan.superpixels):
@@ -187,29 +181,42 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         return found
 
 
-def _check_settings(shots: int, id_rule: str, min_area: int, statistics: str, query_distance: int) -> None:
+def _check_settings(seed: int, shots: int, id_rule: str, min_area: int, statistics: str, query_distance: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}. Set it to 1234, for example.")
     if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise ValueError(f"shots must be a whole number of support views, at least 1, got {shots!r}.")
+        raise ValueError(f"shots must be a whole number of support views, at least 1, got {shots!r}. The paper uses 1.")
     if min_area < 1:
-        raise ValueError(f"min_area must be at least 1 pixel, got {min_area}.")
+        raise ValueError(f"min_area must be at least 1 pixel, got {min_area}. The default is 64.")
     if id_rule not in ("present", "reference"):
-        raise ValueError(f"id_rule must be 'present' or 'reference', got {id_rule!r}.")
+        raise ValueError(f"id_rule must be 'present' or 'reference', got {id_rule!r}. The default is present.")
     if statistics not in ("volume", "training_set"):
-        raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}.")
+        raise ValueError(f"statistics must be 'volume' or 'training_set', got {statistics!r}. Take volume for MR.")
     if query_distance < 0:
-        raise ValueError(f"query_distance must be a number of slices, at least 0, got {query_distance}.")
+        raise ValueError(f"query_distance must be at least 0 slices, got {query_distance}. The paper uses 0.")
 
 
-def _standardization(scans: Sequence[CachedScan], statistics: str) -> list[tuple[float, float]]:
-    """Return the mean and the standard deviation to use for each scan."""
+def _distinct_images(scans: Sequence[Scan]) -> list[Scan]:
+    images: list[Scan] = list({str(scan[IMAGE]): {IMAGE: scan[IMAGE]} for scan in scans}.values())
+    if not images:
+        raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
+    return images
+
+
+def _standardization(
+    scans: Sequence[CachedScan], statistics: str, file: str | Path | None
+) -> list[tuple[float, float]]:
+    """Return the mean and the standard deviation for each scan; those of the training set go to the file."""
     if statistics == "volume":
         return [(scan.mean, scan.variance**0.5) for scan in scans]
     sizes = np.array([scan.image.size for scan in scans], dtype=float)
     means = np.array([scan.mean for scan in scans])
     variances = np.array([scan.variance for scan in scans])
     mean = float((sizes * means).sum() / sizes.sum())
-    # Of all voxels together: the mean of the variances and the variance of the means.
+    # The variance over all voxels: the mean of the variances plus the variance of the means.
     variance = float((sizes * (variances + (means - mean) ** 2)).sum() / sizes.sum())
+    if file is not None:
+        _write_statistics(Path(file), mean, variance**0.5)
     return [(mean, variance**0.5)] * len(scans)
 
 
@@ -217,14 +224,14 @@ def _write_statistics(path: Path, mean: float, std: float) -> None:
     if distributed.is_first():
         with written_whole(path) as unfinished:
             unfinished.write_text(json.dumps({"mean": mean, "std": std}), encoding="utf-8")
-    idist.barrier()  # nobody reads it before
+    idist.barrier()  # no process reads it earlier
 
 
 class EpisodeSampler(Sampler[int]):
-    """Count episodes 0, 1, 2, ... without end; a resumed run starts where the other was stopped.
+    """Count episodes 0, 1, 2, ... without end; a resumed run continues where the previous one stopped.
 
-    Several processes take turns: of ``P``, the one of rank ``r`` has ``start + r``, ``start + r + P``, ... With a batch
-    that all have equally many of, step ``s`` learns from the same episodes however many processes there are.
+    With ``P`` processes, rank ``r`` gets ``start + r``, ``start + r + P``, ... If the batch is divided equally among
+    them, step ``s`` uses the same episodes for any number of processes.
 
     Args:
         start: First episode.

@@ -1,8 +1,8 @@
-"""Where the voxels of a NIfTI file lie: one rule for images and labels, on every road.
+"""The geometry of NIfTI files: one rule for images and labels, in every workflow.
 
-    header -> sform, where its code is set -> else qform -> else the header's default -> affine in RAS, mm
+    header -> sform, if its code is set -> else qform -> else the header's default -> affine in RAS, mm
 
-Nothing is corrected in silence: a header that contradicts itself is refused.
+Nothing is corrected silently: a header that contradicts itself is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import nibabel
 import numpy as np
 
 Header = nibabel.Nifti1Header
-"""Of NIfTI-1, and of NIfTI-2, which nibabel derives from it."""
+"""The header of NIfTI-1, or of NIfTI-2, which nibabel derives from it."""
 
 TOLERANCE = 0.01
-"""How far the voxel sizes of ``sform`` and ``pixdim`` may differ, as a share; writers round either."""
+"""Largest relative difference between the voxel sizes of ``sform`` and ``pixdim``; writers round either of them."""
 
 LONGEST_QUATERNION = 1.01
-"""Squared length up to which a quaternion is taken for one of length 1 that was rounded."""
+"""Squared length up to which a quaternion counts as a rounded one of length 1."""
 
 MILLIMETERS = {1: 1e3, 2: 1.0, 3: 1e-3}
-"""Of the units that NIfTI knows: meter, millimeter, micron. A file with another code is taken to be in mm."""
+"""Millimeters in each unit of NIfTI: meter, millimeter, micron. A file with another code is assumed to be in mm."""
 
 VOXEL_RANGE = (1e-6, 1e5)
 """Smallest and largest distance between two voxels, mm."""
@@ -30,18 +30,18 @@ FARTHEST = 1e7
 
 
 def affine_of(header: Header) -> np.ndarray:
-    """Return where a file's voxels lie: RAS, mm, float64 ``(4, 4)``.
+    """Return a file's affine: RAS, mm, float64 ``(4, 4)``.
 
-    ``sform`` counts where its code is set. If its voxel sizes differ from ``pixdim`` by more than 1 %, the ``qform``
-    counts, where its code is set, since it is made of ``pixdim`` (ACDC's files have such headers). Else ``qform``
-    counts, and where neither code is set nibabel's default: left first, the volume's center in the origin.
+    ``sform`` is used if its code is set. If its voxel sizes differ from ``pixdim`` by more than 1 %, ``qform`` is used
+    instead, if its code is set, since it is based on ``pixdim`` (ACDC's files have such headers). Without ``sform``,
+    ``qform`` is used, and without either code nibabel's default: left first, the volume's center at the origin.
 
     Args:
-        header: As stored in the file, not corrected.
+        header: The header as stored in the file, not corrected.
 
     Raises:
-        ValueError: If ``sform`` and ``pixdim`` contradict each other without a ``qform``, or what counts holds NaN,
-            infinite or absurd numbers, voxels of no size, or two axes in one direction.
+        ValueError: If ``sform`` and ``pixdim`` contradict each other without a ``qform``, or the affine holds NaN,
+            infinite or absurd numbers, voxels of size 0, or two axes in one direction.
     """
     affine = _stored(header)
     if not np.isfinite(affine).all():
@@ -53,7 +53,7 @@ def affine_of(header: Header) -> np.ndarray:
 
 
 def check_affine(affine: np.ndarray) -> None:
-    """Raise ``ValueError`` unless an affine in mm gives every voxel a place of its own, at a sensible distance."""
+    """Raise ``ValueError`` unless an affine in mm is invertible, with sensible voxel sizes and origin."""
     low, high = VOXEL_RANGE
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not ((sizes >= low) & (sizes <= high)).all():
@@ -73,7 +73,7 @@ def check_affine(affine: np.ndarray) -> None:
 
 
 def _stored(header: Header) -> np.ndarray:
-    """Return the affine that counts, in the header's own unit."""
+    """Return the affine to use, in the header's own unit."""
     known = _corrected(header)
     if int(known["sform_code"]) > 0:
         sform = np.asarray(known.get_sform(), dtype=np.float64)
@@ -95,14 +95,14 @@ def _stored(header: Header) -> np.ndarray:
 
 
 def _corrected(header: Header) -> Header:
-    """Return the header as nibabel reads it: without signs of ``pixdim`` and unknown codes."""
+    """Return the header as nibabel corrects it: without negative ``pixdim`` and unknown codes."""
     return type(header)(header.binaryblock, endianness=header.endianness, check=True)
 
 
 def _agree(sizes: np.ndarray, stated: np.ndarray) -> bool:
-    # A pixdim of 0, or below, or NaN says nothing: many writers leave it so beside an sform.
-    says = stated > 0
-    return bool((np.abs(sizes - stated)[says] <= TOLERANCE * stated[says]).all())
+    # A pixdim of 0, below 0 or NaN is ignored: many writers leave it so if they write an sform.
+    is_given = stated > 0
+    return bool((np.abs(sizes - stated)[is_given] <= TOLERANCE * stated[is_given]).all())
 
 
 def _qform(header: Header) -> np.ndarray:

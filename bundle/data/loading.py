@@ -1,4 +1,4 @@
-"""Run a transform on a scan, and when it fails say which file it was and why."""
+"""Run a transform on a scan; if it fails, the error names the file and the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
     """Return ``transform(scan)``.
 
     Raises:
-        ScanError: If the files cannot be read or are not what the transforms expect.
+        ScanError: If the files cannot be read or do not fit the transforms.
     """
     for key in ("image", "label"):
         if key in scan:
@@ -38,8 +38,8 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
     except BROKEN_FILE as error:
         reason = _reason(error)
         if not isinstance(reason, BROKEN_FILE):
-            raise  # a mistake in a transform is not the file's
-        # A reader names the file itself, since it may be the label's.
+            raise  # a bug in a transform, not a problem of the file
+        # The reader names the file itself, since it may be the label.
         words = str(reason) if isinstance(reason, FileError) else f"{scan['image']}: {in_words(reason)}"
         raise ScanError(words) from error
 
@@ -48,27 +48,27 @@ def _check_is_file(path: Any, what: str) -> None:
     try:
         check_is_file(Path(path), what)
     except (ValueError, OSError) as error:
-        raise ScanError(f"{path}: {in_words(error)}") from None  # all of it is said
+        raise ScanError(f"{path}: {in_words(error)}") from None  # the message is complete
 
 
 def _reason(error: BaseException) -> BaseException:
-    # MONAI wraps what a transform raises in "applying transform ..."; the reason is at the bottom.
+    # MONAI wraps a transform's error in "applying transform ..."; the innermost cause is the reason.
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 class ScanDataset(Dataset[Any]):
-    """Scans, read when they are asked for; a broken one raises a ``ScanError`` with its name.
+    """Scans, read on demand; a broken one raises a ``ScanError`` with its name.
 
     Args:
-        data: The scans' files, or what finds them: it is called when the first scan is asked for.
-        transform: What turns a scan's files into volumes.
-        enabled: If false, the data set is empty whatever ``data`` says.
-        check: Instead of raising over a broken scan, try this on every one first: those that fail are left out.
+        data: The scans' files, or a function that finds them, called when the first scan is requested.
+        transform: Turns a scan's files into volumes.
+        enabled: If false, the data set is empty, whatever ``data`` holds.
+        check: A transform to try on every scan first: scans that fail are left out, instead of raising later.
 
     Attributes:
-        problems: What is wrong with the scans that were left out, a line each.
+        problems: Why some scans were left out, a line each.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ScanDataset(Dataset[Any]):
             self._data = self._data()
         if self.check is not None and self._data:
             self._data, self.problems = usable_scans(self._data, self.check)
-            self.check = None  # once
+            self.check = None  # check only once
         return list(self._data)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class ScanDataset(Dataset[Any]):
         return self.read(self.data[index])
 
     def read(self, scan: Scan) -> Any:
-        """Read any scan as those of the data set are read."""
+        """Read any scan with the data set's transform."""
         return read_scan(scan, self.transform)
 
 
@@ -120,7 +120,7 @@ class SupportPixel:
     def __call__(self, data: Mapping[Any, Any]) -> float | None:
         """Return the median over the annotated scans of a scan's entry, mm; ``None`` if there is no image to read.
 
-        What is wrong with the annotated scans is said where they are encoded; a ranking needs none.
+        Problems of an annotated scan are reported when it is encoded; a ranking needs no annotated scan.
         """
         try:
             pixels = [self._pixel(scan) for scan in data.get(self.key) or self.support.data]
@@ -141,7 +141,7 @@ class SupportPixel:
 
 
 class _Trial(Dataset[str]):
-    """Reads each scan and returns what is wrong with it, ``""`` if nothing is."""
+    """Reads each scan and returns its problem, ``""`` if there is none."""
 
     def __init__(self, scans: Sequence[Scan], transform: Callable[[Any], Any]) -> None:
         self.scans, self.transform = scans, transform
@@ -160,15 +160,15 @@ class _Trial(Dataset[str]):
 def usable_scans(
     scans: Sequence[Scan], transform: Callable[[Any], Any], num_workers: int = 2
 ) -> tuple[list[Scan], list[str]]:
-    """Read every scan once, before hours of work depend on it; of several processes, each reads its share.
+    """Read every scan once, before hours of work depend on it; with several processes, each reads its share.
 
     Args:
         scans: The scans' files.
-        transform: What will be done to them.
+        transform: The transform that will be used on them.
         num_workers: Processes that read.
 
     Returns:
-        The scans that can be used, and what is wrong with the others, a line each.
+        The usable scans, and the problems of the others, a line each.
     """
     trial, share = _Trial(scans, transform), distributed.own_share(scans)
     loader = DataLoader(trial, batch_size=None, sampler=share, num_workers=min(num_workers, len(share)))
@@ -181,7 +181,7 @@ def usable_scans(
 
 
 def report_problems(problems: Sequence[str]) -> None:
-    """Raise at the end of a run if some scans could not be used, so that its exit code tells.
+    """Raise at the end of a run if some scans could not be used, so that its exit code shows it.
 
     Raises:
         ScanError: If there is a problem; the message lists all.
@@ -189,4 +189,4 @@ def report_problems(problems: Sequence[str]) -> None:
     if problems:
         lines = "\n  ".join(problems)
         scans = "1 scan" if len(problems) == 1 else f"{len(problems)} scans"
-        raise ScanError(f"{scans} could not be used, all others are done:\n  {lines}")
+        raise ScanError(f"{scans} could not be used; all others are finished:\n  {lines}")

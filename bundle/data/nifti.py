@@ -1,4 +1,4 @@
-"""Reading and writing NIfTI files: every byte is checked, and a mask lies exactly where its scan lies."""
+"""Reading and writing NIfTI files: every byte is checked, and a mask has exactly its scan's geometry."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from bundle.files import written_whole
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 GZIP = b"\x1f\x8b"
-"""How a file begins that is compressed, whatever its name."""
+"""First bytes of a compressed file, whatever its name."""
 
 DEFLATE_LIMIT = 1032
-"""A byte of a gzip file holds at most so many bytes: what declares more needs not be read."""
+"""Most bytes that one byte of a gzip file can hold: a file that declares more need not be read."""
 
 BLOCK = 1 << 20
-"""Bytes that are decompressed at once."""
+"""Bytes that are read at once."""
 
 GEOMETRY = (
     *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-"""The fields of a header that say, with ``pixdim``, where its voxels lie."""
+"""The header fields that define, with ``pixdim``, the geometry."""
 
 
 def source_of(image: MetaTensor) -> str:
@@ -47,9 +47,9 @@ def name_of(image: MetaTensor) -> str:
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a NIfTI file to its last byte, compressed or not, whatever its name says.
+    """Read a NIfTI file to its last byte, compressed or not, whatever its suffix.
 
-    Memory is taken as the file turns out to hold it, never as its header declares.
+    Memory is allocated for the bytes that the file really holds, never for what its header declares.
 
     Args:
         path: The file.
@@ -60,20 +60,20 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: If it is no NIfTI file, is shorter than its header declares, holds other than real numbers, or
-            does not say where its voxels lie.
+            has no valid geometry.
         OSError, EOFError, zlib.error: If it is damaged, a wrong checksum of gzip included.
     """
     with _opened(Path(path)) as stream:
         header = _header(stream)
         affine = affine_of(header)
         values = _values(stream, header, Path(path).stat().st_size)
-        while stream.read(BLOCK):  # to the end, where the checksum is
+        while stream.read(BLOCK):  # up to the checksum at the end
             pass
     return values, affine
 
 
 def read_header(path: str | Path) -> Header:
-    """Return a NIfTI file's header as it is stored, not corrected.
+    """Return a NIfTI file's header as stored, not corrected.
 
     Raises:
         ValueError: If it is no NIfTI file.
@@ -84,19 +84,22 @@ def read_header(path: str | Path) -> Header:
 
 
 def voxel_milliliters(path: str | Path) -> float:
-    """Return the volume of a voxel of a NIfTI file, ml, by the geometry that it is loaded with."""
+    """Return the volume of a voxel of a NIfTI file, ml, by the geometry used for loading."""
     return abs(float(np.linalg.det(affine_of(read_header(path))[:3, :3]))) / 1000
 
 
 def save_nifti(label: MetaTensor, path: Path, like: str | None = None, description: str = "") -> None:
-    """Write a label map ``(1, H, W, Z)``; beside its place first, then renamed.
+    """Write a label map ``(1, H, W, Z)`` whole or not at all.
 
     Args:
         label: The label map on its scan's grid.
-        path: Where it goes.
-        like: The scan's file: if it is NIfTI, the mask gets exactly the bytes of its header that say where voxels lie,
-            so every program that reads both puts them in the same place.
-        description: What stands in the header's ``descrip``, at most 79 characters.
+        path: The file to write.
+        like: The scan's file: if it is NIfTI, the geometry fields of its header are copied byte for byte, so that every
+            program shows both at the same place.
+        description: The header's ``descrip``, at most 79 characters.
+
+    Raises:
+        WriteError: If the file cannot be written, or the disk is full.
     """
     values = np.asarray(label)[0]
     if like is not None and like.lower().endswith(NIFTI_SUFFIXES) and Path(like).is_file():
@@ -109,7 +112,7 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
 
 
 def _with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
-    # Without an affine of its own nibabel leaves the header's alone. What is set later, it does not correct.
+    # Without an affine, nibabel leaves the header's geometry unchanged, and it does not correct fields set later.
     kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Header) else nibabel.Nifti1Image
     image = kind(values, None)
     image.header["pixdim"][:4] = scan["pixdim"][:4]
@@ -144,9 +147,9 @@ def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np
     count = math.prod(shape) * dtype.itemsize
     room = bytes_on_disk * (DEFLATE_LIMIT if isinstance(stream, gzip.GzipFile) else 1)
     if offset + count > room:
-        raise _too_short(shape, dtype, f"{offset + count} bytes, and can hold {room} at most")
+        raise _too_short(shape, dtype, f"{offset + count} bytes, but can hold at most {room}")
     stream.seek(offset)
-    buffer = np.empty(count, np.uint8)  # a page of memory is taken when it is written to
+    buffer = np.empty(count, np.uint8)  # memory pages are allocated only when they are written to
     filled = _fill(stream, buffer.data)
     if filled < count:
         raise _too_short(shape, dtype, f"{count} bytes, but holds {filled}")
@@ -156,7 +159,7 @@ def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np
 
 
 def without_trailing_ones(values: np.ndarray) -> np.ndarray:
-    """Drop dimensions of 1 behind the third."""
+    """Drop trailing dimensions of 1, from the fourth on."""
     kept = values.ndim
     while kept > 3 and values.shape[kept - 1] == 1:
         kept -= 1
@@ -182,7 +185,7 @@ def _dtype(header: Header) -> np.dtype:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         kind = "complex numbers" if dtype.kind == "c" else "colors (RGB)" if dtype.names else str(dtype)
-        raise ValueError(f"a scan must hold one real number a voxel, got {kind}. Export it in gray values.")
+        raise ValueError(f"a scan must hold one real number per voxel, got {kind}. Export it in gray values.")
     return dtype
 
 

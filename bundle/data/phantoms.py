@@ -1,7 +1,7 @@
-"""Phantom scans: made-up abdomens whose right answer is known, for demonstration and for tests.
+"""Phantom scans: synthetic abdomens with known organs, for demonstration and for tests.
 
-Each patient has a body with fat, spine, bowel, a liver, two kidneys and a spleen whose place, size, brightness and
-texture vary; the scan adds a bias field or a beam's noise. Nothing of it is medical data.
+Each patient has a body with fat, spine, bowel, a liver, two kidneys and a spleen whose position, size, brightness and
+texture vary; the scan adds noise and, for MR, a bias field. Nothing of it is medical data.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _ANATOMY = (
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """How the phantom scans look.
+    """Settings of the phantom scans.
 
     Attributes:
         unlabeled: Scans without a label map, to train on.
-        labeled: Scans with one: the first is the support.
+        labeled: Scans with a label map: the first is the support.
         size: Rows and columns of a slice, and number of slices.
         modality: ``"mr"`` (arbitrary units, bias field) or ``"ct"`` (HU).
         noise: Standard deviation of the noise, in the scan's units.
-        seed: Of everything that varies.
+        seed: Random seed.
     """
 
     unlabeled: int = 10
@@ -58,7 +58,7 @@ class PhantomSettings:
 
 
 def write_phantoms(folder: str | Path, **settings: Any) -> Path:
-    """Make phantom scans, unless the same ones are there already.
+    """Make phantom scans, unless the same ones already exist.
 
     Args:
         folder: Where ``images/``, ``labels/`` and ``dataset.json`` go.
@@ -68,8 +68,8 @@ def write_phantoms(folder: str | Path, **settings: Any) -> Path:
         The folder.
 
     Raises:
-        ValueError: If the folder holds something else, another command writes it, or a setting is unknown or out of
-            range.
+        ValueError: If the folder holds something else, another command is writing to it, or a setting is unknown or
+            out of range.
     """
     folder = Path(folder)
     wanted = _settings(settings)
@@ -81,7 +81,7 @@ def write_phantoms(folder: str | Path, **settings: Any) -> Path:
 
 
 def _write_phantoms(folder: Path, wanted: PhantomSettings, record: Mapping[str, Any]) -> None:
-    """Write the scans beside their place, then rename the folder."""
+    """Write the scans to a temporary folder, then rename it."""
     if folder.exists() and "phantom" not in _record(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something other than phantom scans. Remove it, or choose another folder.")
     remove_abandoned(folder.parent)
@@ -96,7 +96,7 @@ def _write_phantoms(folder: Path, wanted: PhantomSettings, record: Mapping[str, 
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder of phantom scans; nothing if it is none."""
+    """Return the record of a folder of phantom scans; an empty one for any other folder."""
     path = folder / "dataset.json"
     if not path.is_file():
         return {}
@@ -106,18 +106,20 @@ def _record(folder: Path) -> dict[str, Any]:
 def _settings(settings: dict[str, Any]) -> PhantomSettings:
     known = set(PhantomSettings.__dataclass_fields__)
     if unknown := sorted(set(settings) - known):
-        raise ValueError(f"unknown phantom settings {unknown}; known are {sorted(known)}.")
+        raise ValueError(f"phantom settings must be among {sorted(known)}, got {unknown}. Correct the names.")
     if "size" in settings:
         settings = settings | {"size": tuple(settings["size"])}
     wanted = PhantomSettings(**settings)
     if wanted.unlabeled < 0 or wanted.labeled < 0 or wanted.modality not in ("ct", "mr"):
-        raise ValueError(f"phantom scans need counts from 0 and modality 'ct' or 'mr', got {wanted}.")
+        raise ValueError(
+            f"phantom scans need counts from 0 and modality 'ct' or 'mr', got {wanted}. Correct the setting."
+        )
     return wanted
 
 
 def _write_scan(folder: Path, number: int, settings: PhantomSettings) -> None:
     image, label = phantom_scan(np.random.default_rng([settings.seed, number]), settings)
-    # Left, back and foot first, as many scanners' files have it; the patient lies a little off center.
+    # Left, back and foot first, as in many scanners' files; the patient lies a little off center.
     affine = np.diag([1.5, 1.5, 6.0, 1.0]) @ np.diag([-1.0, 1.0, 1.0, 1.0])
     affine[:3, 3] = [96 - number, -90 + 2 * number, -40]
     for name, volume in (("images", image), ("labels", label)):
@@ -131,8 +133,8 @@ def phantom_scan(random: np.random.Generator, settings: PhantomSettings) -> tupl
     """Make one patient.
 
     Args:
-        random: Source of everything that varies.
-        settings: What the scans look like; counts and seed are not used.
+        random: Random generator.
+        settings: Settings of the scans; counts and seed are not used.
 
     Returns:
         Image, int16, and organ ids, uint8; both ``(columns, rows, slices)`` of ``settings.size``, the first
@@ -147,7 +149,17 @@ def phantom_scan(random: np.random.Generator, settings: PhantomSettings) -> tupl
     inside = (place - random.uniform(-0.04, 0.04, 3)[:, None, None, None]) / body_axes[:, None, None, None]
     is_ct = settings.modality == "ct"
 
-    image = np.full(place.shape[1:], -1000.0 if is_ct else 8.0)
+    image = _body(random, inside, is_ct)
+    label = _add_organs(random, image, inside, is_ct)
+    if not is_ct:
+        image *= np.exp(0.28 * _smooth_noise(random, image.shape, 30.0)) * random.uniform(0.75, 1.3)
+    image = gaussian_filter(image, (0.7, 0.7, 0)) + random.normal(0, settings.noise, image.shape)
+    return np.rint(image if is_ct else np.abs(image)).astype(np.int16), label
+
+
+def _body(random: np.random.Generator, inside: np.ndarray, is_ct: bool) -> np.ndarray:
+    """Paint fat, muscle, spine and bowel, given each voxel's position in units of the body's half axes."""
+    image = np.full(inside.shape[1:], -1000.0 if is_ct else 8.0)
     radius = np.hypot(inside[0], inside[1])
     _paint(image, radius < 1, -95.0 if is_ct else 90.0, random, 6.0)
     _paint(image, radius < 0.9, 45.0 if is_ct else 200.0, random, 5.0)
@@ -156,21 +168,22 @@ def phantom_scan(random: np.random.Generator, settings: PhantomSettings) -> tupl
         center = (random.uniform(-0.6, 0.6), random.uniform(-0.3, 0.7), random.uniform(-1, 1))
         brightness = random.uniform(-20, 190) if is_ct else random.uniform(60, 620)
         _paint(image, _ellipsoid(inside, center, random.uniform(0.06, 0.2, 3)), brightness, random, 3.0)
+    return image
 
+
+def _add_organs(random: np.random.Generator, image: np.ndarray, inside: np.ndarray, is_ct: bool) -> np.ndarray:
+    """Paint the organs into the image, in place, and return their ids."""
     label = np.zeros(image.shape, dtype=np.uint8)
+    is_near = np.hypot(inside[0], inside[1]) < 0.93
     for organ, center, axes, hounsfield, signal in _ANATOMY:
         shifted = np.array(center) + random.uniform(-0.09, 0.09, 3)
         wobble = 0.18 * _smooth_noise(random, image.shape, 7.0)
-        mask = _ellipsoid(inside, shifted, np.array(axes) * random.uniform(0.82, 1.18, 3), wobble) & (radius < 0.93)
+        mask = _ellipsoid(inside, shifted, np.array(axes) * random.uniform(0.82, 1.18, 3), wobble) & is_near
         mask &= label == 0
         brightness = (hounsfield if is_ct else signal) * random.uniform(0.86, 1.14)
         _paint(image, mask, brightness, random, 1.5 if organ == "kidneys" else 3.0)
         label[mask] = ORGANS[organ]
-
-    if not is_ct:
-        image *= np.exp(0.28 * _smooth_noise(random, image.shape, 30.0)) * random.uniform(0.75, 1.3)
-    image = gaussian_filter(image, (0.7, 0.7, 0)) + random.normal(0, settings.noise, image.shape)
-    return np.rint(image if is_ct else np.abs(image)).astype(np.int16), label
+    return label
 
 
 def _ellipsoid(place: np.ndarray, center: Any, axes: Any, wobble: np.ndarray | float = 0.0) -> np.ndarray:
@@ -185,6 +198,6 @@ def _smooth_noise(random: np.random.Generator, shape: tuple[int, ...], width: fl
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, brightness: float, random: np.random.Generator, grain: float) -> None:
-    """Fill a mask with a brightness and a texture of its own."""
+    """Fill a mask with a brightness and a random texture."""
     texture = 0.09 * max(abs(brightness), 60.0) * _smooth_noise(random, image.shape, grain)
     image[mask] = (brightness + texture)[mask]

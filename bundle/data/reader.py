@@ -1,7 +1,7 @@
-"""The reader of every image and label file, on every road: ``LoadImaged(reader=ScanReader())``.
+"""The reader of every image and label file, in every workflow: ``LoadImaged(reader=ScanReader())``.
 
-NIfTI is read by ``nifti.py``: a geometry rule of our own, checksums, no correction of headers. NRRD and MetaImage
-(``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``) are read by MONAI's ITKReader, after a look at what their headers declare.
+``nifti.py`` reads NIfTI: with its own geometry rule and checksums, and without correcting headers. MONAI's ITKReader
+reads NRRD and MetaImage (``.nrrd``, ``.nhdr``, ``.mha``, ``.mhd``), after their headers have been checked.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ BROKEN_FILE = (
     *(RuntimeError, ValueError, OSError, EOFError, MemoryError),
     *(ImageFileError, HeaderDataError, zlib.error),
 )
-"""What MONAI, nibabel, ITK and zlib raise over a file that is damaged or is not what it should be."""
+"""What MONAI, nibabel, ITK and zlib raise over a file that is damaged or has another format."""
 
 LONGEST_REASON = 200
-"""Characters of a library's own words that a message has."""
+"""Most characters of a library's own message that are quoted."""
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -44,26 +44,26 @@ class FileError(ValueError):
 
 
 class ScanReader(ImageReader):
-    """Read a volume or a label map: values as the file has them, the affine in RAS, mm, and nothing corrected.
+    """Read a volume or a label map: the file's values, and the affine in RAS, mm, without corrections.
 
-    Trailing dimensions of 1 are dropped. What is refused: see ``read_nifti`` and ``affine_of``; color and complex
-    numbers; a file that is shorter than its header declares, before memory is taken for it.
+    Trailing dimensions of 1 are dropped. Color and complex numbers are refused, and so is a file that is shorter than
+    its header declares, before memory is allocated for it. See also ``read_nifti`` and ``affine_of``.
     """
 
     def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
-        """Tell that any file is welcome: what cannot be read is named, and nobody else tries."""
+        """Return true for any file: this reader reports what it cannot read, and MONAI tries no other reader."""
         return True
 
     def read(self, data: Sequence[Any] | Any, **kwargs: Any) -> str:
-        """Return the file's path. ``get_data`` reads it: what is raised here, MONAI hides and tries other readers."""
+        """Return the file's path. ``get_data`` reads it: MONAI hides errors raised here and tries other readers."""
         (path,) = ensure_tuple(data)
         return str(path)
 
     def get_data(self, img: str) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return values, float32, and what is known of them.
+        """Return the values, float32, and their meta.
 
         Raises:
-            FileError: If the file cannot be read; a sentence that begins with its path.
+            FileError: If the file cannot be read; the message begins with its path.
         """
         try:
             check_is_file(Path(img))
@@ -82,17 +82,18 @@ class ScanReader(ImageReader):
         }
 
 
-def check_is_file(path: Path, what: str = "file") -> None:
+def check_is_file(path: Path, what: str = "") -> None:
     """Raise ``ValueError`` if there is no file.
 
     Args:
-        path: Where it should be.
-        what: What it should be, for the message.
+        path: The path to check.
+        what: The kind of file, such as ``image``, for the message.
     """
     if path.is_dir():
-        raise ValueError(f"this is a folder, no {what}. Rename it, or give the files in it.")
+        raise ValueError("this is a folder, not a file. Rename it, or give the files in it.")
     if not path.is_file():
-        raise ValueError(f"there is no such {what} file.")
+        kind = f"{what} file".lstrip()
+        raise ValueError(f"there is no such {kind}. Check the path.")
 
 
 def _check_content(path: Path) -> None:
@@ -101,29 +102,29 @@ def _check_content(path: Path) -> None:
     if not start:
         raise ValueError("the file is empty. Copy it again.")
     if start == LFS_POINTER:
-        raise ValueError("this is Git LFS's pointer to the file, not the file. Fetch it with git lfs pull.")
+        raise ValueError("this is a Git LFS pointer, not the file itself. Fetch it with git lfs pull.")
 
 
 def _read_by_itk(path: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     if find_spec("itk") is None:
-        raise ValueError("this format is read by itk, which is not installed: pip install itk, or save it as .nii.gz.")
+        raise ValueError("this format needs itk, which is not installed: pip install itk, or save it as .nii.gz.")
     check_declared(Path(path))
     try:
         reader = ITKReader()
         image = reader.read(path)
         channels = image.GetNumberOfComponentsPerPixel()
         values, meta = reader.get_data(image)
-    except (TypeError, KeyError, AttributeError) as error:  # ITK's answer to letters that are none, and odd types
-        raise ImageFileError(f"its header makes no sense to ITK: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # ITK raises these over invalid characters and types
+        raise ImageFileError(f"ITK cannot interpret its header: {error}") from error
     if channels != 1:
-        raise ValueError(f"a scan must hold one real number a voxel, got {channels}. Export it in gray values.")
+        raise ValueError(f"a scan must hold one real number per voxel, got {channels}. Export it in gray values.")
     affine = to_affine_nd(3, np.asarray(meta[MetaKeys.AFFINE], dtype=np.float64))
     check_affine(affine)
     return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C"), affine, segment_names(meta)
 
 
 def segment_names(meta: Mapping[Any, Any]) -> dict[int, str]:
-    """Return the names of a label map's ids, as 3D Slicer writes them into the header of a segmentation."""
+    """Return the names of a label map's ids, from the header that 3D Slicer writes for a segmentation."""
     found = {}
     for key, name in meta.items():
         match = re.fullmatch(r"Segment(\d+)_Name", str(key))
@@ -143,11 +144,12 @@ def load_volume(path: str | Path) -> torch.Tensor:
 
 
 def in_words(error: BaseException) -> str:
-    """Return what a user should read of an error over a file, in one or two sentences."""
+    """Return the message for an error over a file, in one or two sentences."""
     if isinstance(error, MemoryError):
-        return "the volume does not fit into memory. Close other programs, or take a machine with more."
+        return "the volume does not fit into memory. Close other programs, or use a machine with more memory."
     if isinstance(error, FileNotFoundError) or (isinstance(error, ValueError) and str(error).endswith((".", "?"))):
         return str(error)
-    text = " ".join(str(error).rsplit("ERROR: ", 1)[-1].split()).rstrip(".")  # ITK's begin with a place in its source
+    # ITK's messages begin with a line of its source code.
+    text = " ".join(str(error).rsplit("ERROR: ", 1)[-1].split()).rstrip(".")
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
     return f"the file cannot be read ({type(error).__name__}: {text}). It may be truncated; copy it again."

@@ -1,9 +1,9 @@
-"""Scans on disk -> who trains, who is the support, who is a query.
+"""Find the scans of a folder, and split them into training, support and queries.
 
 <dataset_dir>/images/<scan>.nii.gz        every scan
-<dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated ones, of equal names
+<dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated scans, with the same names
 
-nnU-Net's imagesTr/<scan>_0000.nii.gz and labelsTr/<scan>.nii.gz are read as they are.
+nnU-Net's imagesTr/<scan>_0000.nii.gz and labelsTr/<scan>.nii.gz are also accepted.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ ScanFiles = dict[str, Any]
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-"""Of 3D Slicer's segmentations, which are label maps and never scans."""
+"""Suffix of 3D Slicer's segmentations, which are label maps and never scans."""
 
 IMAGE_FOLDERS = ("images", "imagesTr")
 LABEL_FOLDERS = ("labels", "labelsTr")
-"""Of our layout, and of nnU-Net's; the first that is there counts."""
+"""Folder names of the bundle and of nnU-Net; the first that exists is used."""
 
 NNUNET_FOLDERS = ("imagesTr", "imagesTs")
-"""Where nnU-Net has a file for each channel of a scan."""
+"""Folders in which nnU-Net has one file for each channel of a scan."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Scans by what they are for; each part is a list of ``{"image": path}`` or ``{"image", "label"}``.
+    """Scans by purpose; each part is a list of ``{"image": path}`` or ``{"image": path, "label": path}``.
 
     Attributes:
-        training: Scans to learn from, without labels.
-        support: The annotated scan that shows the organs.
+        training: Scans to train on, without labels.
+        support: The annotated scans that show the organs.
         queries: Annotated scans to segment and compare.
-        training_labels: Label map of each training image that has one. Training in setting 1 never reads them; in
-            setting 2 they tell which slices to leave out.
+        training_labels: The label map of each training image that has one. Training in setting 1 never reads them; in
+            setting 2 they determine which slices are excluded.
     """
 
     training: list[ScanFiles]
@@ -60,42 +60,38 @@ def open_split(
     support_scans: int = 1,
     empty: bool = False,
 ) -> Split:
-    """Find the scans of a folder and decide what each is for.
+    """Find the scans of a folder and split them by purpose.
 
-    Without ``fold``, the scans without a label train; the first annotated ones are the support and the
-    others are queries. With ``fold``, the annotated scans are split as in the paper: see ``fold_of``.
+    Without ``fold``, scans without a label are for training, the first annotated scans are the support, and the other
+    annotated scans are queries. With ``fold``, the annotated scans are split as in the paper; see ``fold_of``.
 
     Args:
-        dataset_dir: Folder with ``images`` and maybe ``labels``. ``None`` makes phantom scans instead.
+        dataset_dir: Folder with ``images`` and, optionally, ``labels``. ``None`` makes phantom scans instead.
         phantom_dir: Where phantom scans are made.
         fold: Which of ``num_folds`` parts to hold out, from 0.
-        num_folds: Parts of the annotated scans.
+        num_folds: Number of parts of the annotated scans.
         phantom: Settings of ``write_phantoms``.
-        support_scans: Annotated scans that show the organs, >= 1.
-        empty: Look for no scans: a server hands them over.
+        support_scans: Number of annotated scans in the support, >= 1.
+        empty: If true, no scans are searched for: a server provides them.
 
     Returns:
-        The parts. Queries are empty if no more scans are annotated than ``support_scans``.
+        The split. There are no queries if only ``support_scans`` scans are annotated.
 
     Raises:
         FileNotFoundError: If the folder or its images are missing.
         ValueError: If there are too few scans, or a label has no image.
     """
     if isinstance(support_scans, bool) or not isinstance(support_scans, int) or support_scans < 1:
-        raise ValueError(f"support_scans must be a whole number, at least 1, got {support_scans!r}.")
+        raise ValueError(f"support_scans must be a whole number, at least 1, got {support_scans!r}. The paper uses 1.")
     if empty:
         return Split([], [], [])
     if dataset_dir is None:
-        with idist.one_rank_first():  # the other processes find it made
+        with idist.one_rank_first():  # the other processes then find the scans
             dataset_dir = write_phantoms(phantom_dir, **(phantom or {}))
     scans = list_scans(dataset_dir)
-    annotated = [scan for scan in scans if "label" in scan]
     if fold is not None:
-        held_out, support = fold_of(annotated, fold, num_folds, support_scans)
-        kept_away = {scan["image"] for scan in [*held_out, *support]}
-        training = [scan for scan in scans if scan["image"] not in kept_away]
-        labels = {scan["image"]: scan["label"] for scan in training if "label" in scan}
-        return Split(_images(training), support, held_out, labels)
+        return _split_of_fold(scans, fold, num_folds, support_scans)
+    annotated = [scan for scan in scans if "label" in scan]
     training = [scan for scan in scans if "label" not in scan]
     if not training:
         raise ValueError(
@@ -103,6 +99,14 @@ def open_split(
             f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
         )
     return Split(_images(training), annotated[:support_scans], annotated[support_scans:])
+
+
+def _split_of_fold(scans: Sequence[ScanFiles], fold: int, num_folds: int, support_scans: int) -> Split:
+    queries, support = fold_of([scan for scan in scans if "label" in scan], fold, num_folds, support_scans)
+    held_out = {scan["image"] for scan in [*queries, *support]}
+    training = [scan for scan in scans if scan["image"] not in held_out]
+    labels = {scan["image"]: scan["label"] for scan in training if "label" in scan}
+    return Split(_images(training), support, queries, labels)
 
 
 def find_support(
@@ -118,13 +122,13 @@ def find_support(
 
     Args:
         support_dir: Folder with ``images`` and ``labels``; every image needs its label.
-        support_image: Instead, the image file or files.
-        support_label: And their label maps, in the same order.
-        default: Opens the split whose support to use if nothing is given.
-        dataset_dir: Folder of the scans to segment: where it is given, ``default`` is not asked, since phantoms
-            say nothing about a user's scans.
-        needed: If false, there need be none, and ``default`` is not asked.
-        prototypes: Files of prototypes; with any of them no annotated scan is needed.
+        support_image: Instead of a folder, the image file or files.
+        support_label: Their label maps, in the same order.
+        default: Opens the split whose support is used if nothing is given.
+        dataset_dir: Folder of the scans to segment: if it is given, ``default`` is not used, since phantoms are no
+            support for a user's scans.
+        needed: If false, the support may be empty, and ``default`` is not used.
+        prototypes: Files of prototypes; with any of them, no annotated scan is needed.
 
     Returns:
         ``{"image", "label"}`` of each annotated scan.
@@ -134,24 +138,11 @@ def find_support(
         ValueError: If an image has no label, or nothing was given.
     """
     if support_dir is not None and support_image is not None:
-        raise ValueError("give either support_dir or support_image and support_label, not both.")
+        raise ValueError("support must be support_dir or support_image, got both. Leave one of them out.")
     if support_dir is not None:
-        scans = list_scans(support_dir)
-        if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:
-            raise ValueError(
-                f"every support image needs a label map of its name, but {Path(support_dir) / 'labels'} has none for "
-                f"{', '.join(bare[:5])}. Annotate them, or take them out of the support."
-            )
-        return scans
-    images = [support_image] if isinstance(support_image, str) else list(support_image or [])
-    labels = [support_label] if isinstance(support_label, str) else list(support_label or [])
-    if len(images) != len(labels):
-        raise ValueError(
-            f"support_image and support_label must name as many files, got {len(images)} images and {len(labels)} "
-            "labels. Every support image needs its label map."
-        )
-    if images:
-        return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+        return _support_of_folder(support_dir)
+    if files := _support_of_files(support_image, support_label):
+        return files
     if not needed or prototypes:
         return []
     support = default().support if default is not None and dataset_dir is None else []
@@ -163,18 +154,39 @@ def find_support(
     return support
 
 
+def _support_of_folder(folder: str | Path) -> list[ScanFiles]:
+    scans = list_scans(folder)
+    if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:
+        raise ValueError(
+            f"every support image needs a label map of its name, but {Path(folder) / 'labels'} has none for "
+            f"{', '.join(bare[:5])}. Annotate them, or remove them from the support."
+        )
+    return scans
+
+
+def _support_of_files(image: str | Sequence[str] | None, label: str | Sequence[str] | None) -> list[ScanFiles]:
+    images = [image] if isinstance(image, str) else list(image or [])
+    labels = [label] if isinstance(label, str) else list(label or [])
+    if len(images) != len(labels):
+        raise ValueError(
+            f"support_image and support_label must have equal numbers of files, got {len(images)} images and "
+            f"{len(labels)} labels. Give every support image its label map."
+        )
+    return [{"image": one, "label": other} for one, other in zip(images, labels, strict=True)]
+
+
 def find_scans(
     dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Split] | None = None
 ) -> list[ScanFiles]:
-    """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
+    """List the scans to segment: those of a folder, or of its ``images``, without those of the support.
 
     Args:
         dataset_dir: Folder of scans, or one file.
-        support: The annotated scans, which are not segmented again.
-        default: Opens the split whose queries to use if ``dataset_dir`` is ``None``.
+        support: The annotated scans, which are not segmented.
+        default: Opens the split whose queries are used if ``dataset_dir`` is ``None``.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or holds no scan but the support's.
+        FileNotFoundError: If the folder does not exist or holds no scan besides the support's.
     """
     if dataset_dir is None:
         return _images(default().queries if default is not None else [])
@@ -197,7 +209,7 @@ def find_scans(
 
 
 def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
-    """List the scans of a folder, by the last number in their names, with their labels where there are any.
+    """List the scans of a folder with their labels, if any, sorted by the last number in their names.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no image.
@@ -211,8 +223,8 @@ def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
     images = first_channels(_by_name(place), labels, place)
     if not images:
         raise FileNotFoundError(
-            f"{folder} holds no scan: put them into {place} as one of {', '.join(IMAGE_SUFFIXES)} "
-            "(and label maps of equal names into labels/)."
+            f"{folder} holds no scan. Put scans into {place} as one of {', '.join(IMAGE_SUFFIXES)} "
+            "(and label maps with the same names into labels/)."
         )
     if orphans := sorted(set(labels) - set(images)):
         raise ValueError(
@@ -228,30 +240,34 @@ def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
 def fold_of(
     scans: Sequence[ScanFiles], fold: int, num_folds: int = 5, shots: int = 1
 ) -> tuple[list[ScanFiles], list[ScanFiles]]:
-    """Split scans as in the paper: a fold's scans are queries, and the next ones in the circle are the support.
+    """Split scans as in the paper: a fold's scans are queries, and the next ones, cyclically, are the support.
 
     Args:
         scans: All annotated scans, in order.
         fold: From 0 to ``num_folds - 1``.
-        num_folds: Equal parts of the list.
+        num_folds: Number of equal parts.
         shots: Support scans.
 
     Returns:
-        Queries and support; all other scans train.
+        Queries and support; all other scans are for training.
 
     Raises:
-        ValueError: If the fold does not exist, or there are fewer scans than folds.
+        ValueError: If the fold does not exist, there are fewer scans than folds, or none is left for training.
     """
     if len(scans) < num_folds:
-        raise ValueError(f"{num_folds} folds need at least as many annotated scans, got {len(scans)}.")
+        raise ValueError(
+            f"{num_folds} folds need at least as many annotated scans, got {len(scans)}. Annotate more, or use fewer."
+        )
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < num_folds:
-        raise ValueError(f"fold must be a whole number from 0 to {num_folds - 1}, got {fold!r}.")
+        raise ValueError(
+            f"fold must be a whole number from 0 to {num_folds - 1}, got {fold!r}. Set it to 0, for example."
+        )
     bounds = [round(part * len(scans) / num_folds) for part in range(num_folds + 1)]
     queries = list(scans[bounds[fold] : bounds[fold + 1]])
     if len(queries) + shots >= len(scans):
         raise ValueError(
-            f"{shots} support scans beside {len(queries)} queries leave none of the {len(scans)} annotated scans to "
-            "train on. Take fewer."
+            f"{shots} support scans and {len(queries)} queries leave none of the {len(scans)} annotated scans to "
+            "train on. Set support_scans to fewer."
         )
     support = [scans[(bounds[fold + 1] + shot) % len(scans)] for shot in range(shots)]
     return queries, support
@@ -272,19 +288,19 @@ def _images(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
 
 
 def subfolder(folder: Path, names: Sequence[str]) -> Path:
-    """Return the first of some folders that is there; the first one if none is."""
+    """Return the first of some subfolders that exists, or the first one if none does."""
     return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
 
 
 def first_channels(images: Mapping[str, Path], labels: Collection[str], folder: Path) -> dict[str, Path]:
-    """Keep the first of each scan's channels, where images are named as nnU-Net does: ``<scan>_0000``, ``_0001``, ...
+    """Keep each scan's first channel, if images have nnU-Net's names: ``<scan>_0000``, ``<scan>_0001``, ...
 
-    They are so in its own folders (``imagesTr``, ``imagesTs``), and where labels have the names without the number.
+    That is assumed in nnU-Net's folders (``imagesTr``, ``imagesTs``), or if labels have the names without the number.
 
     Args:
         images: The image files by name.
         labels: The names of the label maps.
-        folder: Where the images are.
+        folder: The folder of the images.
 
     Returns:
         The image files by the names of their scans.
@@ -309,7 +325,9 @@ def _by_name(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[s
     for path in sorted(path for path in files if not path.name.startswith(".")):
         other = named.setdefault(scan_name(path), path)
         if other is not path:
-            raise ValueError(f"{other.name} and {path.name} of {folder} are of the same scan. Keep one of them.")
+            raise ValueError(
+                f"a scan must have one file, but {folder} has {other.name} and {path.name}. Keep one of them."
+            )
     return named
 
 

@@ -1,4 +1,4 @@
-"""Annotated scans, encoded: kept in memory up to a size, and on disk under what they were made from."""
+"""Encoded annotated scans: kept in memory up to a size, and on disk under a hash of what they were made with."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from bundle.transforms.annotated import AnnotatedSlices
 logger = logging.getLogger(__name__)
 
 MEMORY = 1 << 30
-"""Bytes of encoded scans that are kept in memory: with SliceMatching about 100 scans of 35 slices of 256 x 256."""
+"""Bytes of encoded scans in memory: with SliceMatching about 100 scans of 35 slices of 256 x 256."""
 
 KEPT_STATES = 3
-"""Files of one scan that are kept on disk: a label that was corrected leaves an old one behind."""
+"""Files kept on disk for one scan: each correction of its label leaves an old one behind."""
 
 
 @dataclass(frozen=True)
 class AnnotatedScan:
-    """What is remembered of an annotated scan.
+    """An annotated scan after encoding.
 
     Attributes:
-        encoded: What ``Matching.encode`` keeps; ``None`` for a finished label of the query itself.
-        shapes: Of its organs.
-        profile: Of its intensities, as ``intensity_profile`` gives it.
+        encoded: The result of ``Matching.encode``; ``None`` for a finished label of the query itself.
+        shapes: The shapes of its organs, by id.
+        profile: Its intensity profile; see ``intensity_profile``.
         taken: Which of its slices are annotated; ``None`` if it came from a file of prototypes.
         own: Whether it is the query itself.
-        left_out: Values of its label map that are no organ's.
+        left_out: Values of its label map that belong to no organ.
     """
 
     encoded: Any
@@ -50,10 +50,10 @@ class AnnotatedScan:
 
 
 class EncodedScans:
-    """Encoded scans in memory: those that were not used for longest are forgotten when they are too large together.
+    """Encoded scans in memory; the least recently used ones are dropped when the total exceeds a limit.
 
     Args:
-        max_bytes: How large they may be.
+        max_bytes: The limit.
     """
 
     def __init__(self, max_bytes: int = MEMORY) -> None:
@@ -64,26 +64,26 @@ class EncodedScans:
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all scans."""
         self._kept.clear()
 
     def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
-        """Return what was made before under this key, or make it.
+        """Return the entry of a key, making it if there is none.
 
         Args:
-            key: What it is made from.
-            make: Makes it.
-            size: Tells how many bytes of the bound it takes; 0 for what is never forgotten.
+            key: Identifies what the entry is made from.
+            make: Makes the entry.
+            size: Returns how many bytes of the limit an entry takes; 0 for one that is never dropped.
         """
         if key not in self._kept:
             made = make()
             self._kept[key] = (made, size(made))
         self._kept.move_to_end(key)
         found, _ = self._kept[key]
-        self._forget_oldest()
+        self._drop_oldest()
         return found
 
-    def _forget_oldest(self) -> None:
+    def _drop_oldest(self) -> None:
         size = sum(size for _, size in self._kept.values())
         for key in [key for key, (_, own) in self._kept.items() if own]:
             if size <= self.max_bytes:
@@ -92,11 +92,11 @@ class EncodedScans:
 
 
 class PrototypeFolder:
-    """Encoded scans on disk, as files of prototypes that are found by what they were made from.
+    """Encoded scans on disk: files of prototypes, named by a hash of what they were made with.
 
     Args:
-        read: Reads a scan from a file, if it was made with this; raises a ``ValueError`` otherwise.
-        write: Writes a scan of this name to a file, with what it was made with.
+        read: Reads a scan from a file and compares its record; raises a ``ValueError`` if they differ.
+        write: Writes a scan to a file, with its name and its record.
     """
 
     def __init__(
@@ -127,9 +127,9 @@ class PrototypeFolder:
         """Return a scan from its file, or make it and write the file.
 
         Args:
-            folder: Where the files are; ``None``: nothing is read or written.
-            name: Of the scan; its files begin with it.
-            made_with: Tells everything that decides what is made.
+            folder: Where the files are; with ``None``, nothing is read or written.
+            name: The scan's name, with which its files begin.
+            made_with: Returns everything that determines the result.
             make: Encodes the scan.
         """
         if folder is None or prototype_files.safetensors is None:
@@ -149,7 +149,7 @@ class PrototypeFolder:
         try:
             return self.read(path, made_with)
         except ValueError as error:
-            logger.warning("%s The scan is encoded again.", error)
+            logger.warning("%s The scan will be encoded again.", error)
             return None
 
     def _keep(self, path: Path, name: str, scan: AnnotatedScan, made_with: dict[str, Any]) -> None:
@@ -161,7 +161,7 @@ class PrototypeFolder:
             self._remove_old(path.parent, name)
         except OSError as error:
             logger.warning(
-                "%s cannot be written (%s): a restarted server encodes the scan again.", path, error.strerror
+                "%s cannot be written (%s), so a restarted server will encode the scan again.", path, error.strerror
             )
 
     def _remove_old(self, folder: Path, name: str) -> None:
@@ -172,5 +172,5 @@ class PrototypeFolder:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of tensors."""
+    """Return the total bytes of some tensors."""
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""What MONAI's engines need to be told of scans."""
+"""Adapters between scans and MONAI's engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bundle.networks import load_weights
 
 
 class PrepareScan(PrepareBatch):
-    """Tell ``SupervisedEvaluator`` of a scan, and of its label where it has one."""
+    """Split a scan into image and label, if it has one, for ``SupervisedEvaluator``."""
 
     def __call__(
         self,
@@ -26,7 +26,7 @@ class PrepareScan(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Any]]:
-        """Return image, label and, for the inferer's ``"paper"`` protocol, the label as a keyword argument."""
+        """Return image and label, and the label as a keyword argument for the inferer's ``"paper"`` protocol."""
         image = batchdata[IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
         label = batchdata.get(LABEL)
         label = None if label is None else label.to(device=device, non_blocking=non_blocking, **kwargs)
@@ -34,10 +34,10 @@ class PrepareScan(PrepareBatch):
 
 
 class ToCPU:
-    """Bring what an iteration gives to the CPU once it is postprocessed: metrics, masks and pictures are made there."""
+    """Move the postprocessed output of an iteration to the CPU, where metrics, masks and pictures are made."""
 
     def attach(self, engine: Engine) -> None:
-        """Wait for the postprocessing, which an evaluator registers before its handlers."""
+        """Register after the postprocessing, which an evaluator registers before its handlers."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -50,15 +50,15 @@ class ToCPU:
 
 
 class ScanEvaluator(SupervisedEvaluator):
-    """A ``SupervisedEvaluator`` that has its share of the scans, by ``distributed.own_share`` as its loader's sampler.
+    """A ``SupervisedEvaluator`` for this process's share of the scans; ``distributed.own_share`` samples its loader.
 
     Scans are segmented and postprocessed on the device; handlers and metrics get them on the CPU.
 
-    Its handlers gather when all scans are done. A process without a scan, or that finds all of them done, therefore
-    still starts and ends.
+    The handlers of all processes exchange results at the end. A process without a pending scan therefore still fires
+    the events of start and end.
 
     Args:
-        device: As of ``SupervisedEvaluator``.
+        device: As in ``SupervisedEvaluator``.
         val_data_loader: As there.
         network: As there.
         val_handlers: As there; kept as an attribute.
@@ -78,16 +78,16 @@ class ScanEvaluator(SupervisedEvaluator):
 
     @property
     def scans(self) -> int:
-        """How many scans all processes have together."""
+        """The number of scans of all processes together."""
         return len(self.data_loader.dataset)  # type: ignore[union-attr, arg-type]
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        """Segment this process's scans with the first one's network.
+        """Segment this process's scans with the first process's network.
 
         Args:
-            global_epoch: The epoch of the training that this belongs to.
+            global_epoch: The epoch of the training in progress.
         """
-        # Batch norm that is not synchronized has other running statistics in each process.
+        # Without synchronized batch norm, each process has running statistics of its own.
         distributed.share_buffers(self.network)
         if self.state.epoch_length:
             super().run(global_epoch)
@@ -101,11 +101,11 @@ class ScanEvaluator(SupervisedEvaluator):
 class WeightsCheckpointLoader:
     """Load trained weights when an evaluation starts.
 
-    It is a handler with this name so that MONAI's federated learning switches it off: there the server has the weights.
+    The name of the class makes MONAI's federated learning switch it off: there the weights come from the server.
 
     Args:
-        network: What is evaluated.
-        path: ``model.pt``, or a training's checkpoint; ``None`` leaves the network untrained.
+        network: The network to evaluate.
+        path: ``model.pt`` or a training checkpoint; ``None`` leaves the network untrained.
     """
 
     def __init__(self, network: nn.Module, path: str | Path | None) -> None:
@@ -113,10 +113,10 @@ class WeightsCheckpointLoader:
         self.path = path
 
     def attach(self, engine: Engine) -> None:
-        """Wait for the start."""
+        """Register for the start."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load them; the errors are those of ``load_weights``."""
+        """Load the weights; see ``load_weights`` for the errors."""
         if self.path is not None:
             load_weights(self.network, self.path)

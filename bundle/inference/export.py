@@ -3,8 +3,8 @@
     encoder     images -> features
     segmenter   images, prototypes of two classes -> logits
 
-The file is compared with the network before it is written, at another size than it was made with. It carries what a
-user has to know: how slices are made, the scale of the logits, the version (docs/export.md).
+Before it is written, the file is compared with the network on inputs of another size. Its metadata holds what a user
+needs: how slices are prepared, the scale of the logits, the version (docs/export.md).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from bundle.provenance import describe, fingerprint
 
 PARTS = ("encoder", "segmenter")
 FORMATS = {"onnx": ".onnx", "torchscript": ".ts"}
-"""What a file can be, and how its name ends."""
+"""Formats of a file, with their suffixes."""
 
 OPSET = 18
-"""Of ONNX: old enough for the runtimes of several years."""
+"""ONNX operator set, old enough for the runtimes of several years."""
 
 SLICES, HEIGHT, WIDTH, N, M = (torch.export.Dim(name) for name in ("slices", "height", "width", "n", "m"))
 DYNAMIC = ({0: SLICES, 2: HEIGHT, 3: WIDTH}, {0: N}, {0: M})
-"""Axes of the inputs whose length is free, with their names."""
+"""The axes of the inputs that may have any length, with their names."""
 
 CLOSE = 1e-4
-"""Largest difference between file and network that is taken for rounding, as a share of the largest value."""
+"""Largest difference between file and network that counts as rounding, as a share of the largest value."""
 
 Inputs = tuple[Tensor, ...]
 
 
 class SliceEncoder(nn.Module):
-    """The encoder alone, with the parameter names that it has in the whole network, so that ``model.pt`` fits.
+    """The encoder alone, with the same parameter names as in the whole network, so that ``model.pt`` fits.
 
     Args:
         encoder: Maps images ``(S, C, H, W)`` to features ``(S, D, h, w)``.
@@ -79,23 +79,23 @@ class SliceEncoder(nn.Module):
         return (_random(slices, 3, *size),)
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a user has to know of this part."""
+        """Return the metadata of this part."""
         return {}
 
 
 def scoring_classifier(head: PrototypeHead | None, network: PrototypeHead) -> nn.Module:
-    """Return the classifier that inference scores with: the head's, or the network's own where there is no head."""
+    """Return the classifier of inference: the head's, or the network's own if there is no head."""
     return (network if head is None else head).classifier
 
 
 class PrototypeSegmenter(nn.Module):
-    """Encoder and classifier, with the prototypes as inputs: what ``ALPNet`` computes once its support is pooled.
+    """Encoder and classifier with prototypes as inputs: the part of ``ALPNet`` after pooling the support.
 
     Parameters are named as in ``ALPNet``, so that ``model.pt`` fits. All slices are scored at once.
 
     Args:
         encoder: Maps images ``(S, C, H, W)`` to features ``(S, D, h, w)``.
-        classifier: Combines the similarities to the prototypes of one class; ``None`` is the paper's.
+        classifier: Combines the similarities to the prototypes of one class; ``None`` means the paper's classifier.
     """
 
     inputs = ("image", "background", "foreground")
@@ -127,12 +127,12 @@ class PrototypeSegmenter(nn.Module):
         unit_prototypes = F.normalize(prototypes, dim=1, eps=self.classifier.eps)
         cosine = pixels.flatten(0, 2) @ unit_prototypes.T
         scores = self.classifier.combine(cosine).reshape(pixels.shape[:3])
-        # Not `if len(prototypes)`: an exported graph goes one way only, so the count must be a tensor.
+        # Not `if len(prototypes)`: an exported graph has no branches, so the count must be a tensor.
         count = torch.ones_like(prototypes[:, 0]).sum()
         return torch.where(count > 0, scores, torch.zeros_like(scores))
 
     def slice_by_slice(self, *inputs: Tensor) -> Tensor:
-        """Return what the network's own head computes for the inputs of ``forward``, one slice after the other."""
+        """Return what the network's own head computes for the inputs of ``forward``, one slice at a time."""
         image, background, foreground = inputs
         head = PrototypeHead(classifier=self.classifier)
         logits = [head.score(features, background, foreground) for features in self.encoder(image)]
@@ -145,7 +145,7 @@ class PrototypeSegmenter(nn.Module):
         return (image, *(_random(count, channels) for count in counts))
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a user has to know of this part."""
+        """Return the metadata of this part: the scale of its logits and its classifier."""
         return {"scale": self.classifier.scale, "classifier": describe(self.classifier, code=False)}
 
 
@@ -158,21 +158,21 @@ def _random(*shape: int) -> Tensor:
 
 
 def export(part: str, output: str | Path, form: str = "onnx", parser: ConfigParser | None = None) -> float:
-    """Write a part of the network to a file, which is then whole, or not there.
+    """Write a part of the network to a file, whole or not at all.
 
     Args:
         part: ``"encoder"`` or ``"segmenter"``.
         output: The file.
         form: ``"onnx"`` or ``"torchscript"``.
-        parser: The configs; ``None`` is ``configs/inference.yaml`` and ``configs/export.yaml``.
+        parser: The configs; ``None`` means ``configs/inference.yaml`` and ``configs/export.yaml``.
 
     Returns:
-        The largest difference between what the file and the network compute, as a share of the largest value.
+        The largest difference between the outputs of file and network, as a share of the largest value.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If there is no such part or form, the path cannot be written, the checkpoint does not fit, a
-            package is missing, the encoder cannot be exported, or the file does not compute what the network does.
+        ValueError: If the part or form is unknown, the path cannot be written, the checkpoint does not fit, a
+            package is missing, the encoder cannot be exported, or the file's output differs from the network's.
     """
     _refuse_other("the part", part, PARTS)
     path = _checked_output(output, form)
@@ -188,10 +188,10 @@ def export(part: str, output: str | Path, form: str = "onnx", parser: ConfigPars
 
 
 def read_configs(further: Sequence[Path] = (), keys: Mapping[str, Any] | None = None) -> ConfigParser:
-    """Read ``configs/inference.yaml``, ``configs/export.yaml``, then further files, then single keys.
+    """Read ``configs/inference.yaml``, ``configs/export.yaml``, further files, and then single keys.
 
     Raises:
-        ValueError: If a file cannot be read, a key belongs to no config, or a value is of the wrong kind.
+        ValueError: If a file cannot be read, a key is in no config, or a value is of the wrong kind.
     """
     files, keys = [*config_paths("inference", "export"), *further], dict(keys or {})
     refuse_unknown_keys(files, keys, OPTIONS)
@@ -204,9 +204,9 @@ def read_configs(further: Sequence[Path] = (), keys: Mapping[str, Any] | None = 
 
 
 def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]:
-    """Return what an exported file tells of itself: the version, how slices are made for it, what it is made of.
+    """Return the metadata of an exported file: the version, how slices are prepared, and its contents.
 
-    ``encoder`` and ``preprocessing`` are what files of prototypes tell, too: they fit where both are equal.
+    Files of prototypes also state ``encoder`` and ``preprocessing``: they fit if both are equal.
     """
     preprocessing = describe(parser.get_parsed_content("export_preprocessing"), code=False)
     return {
@@ -221,10 +221,10 @@ def description(part: str, module: Part, parser: ConfigParser) -> dict[str, Any]
 
 
 def normalization(numbers: Mapping[str, float] | None) -> str:
-    """Say how intensities are standardized.
+    """Describe in words how intensities are standardized.
 
     Args:
-        numbers: ``mean`` and ``std`` of the training set; ``None`` if each scan has its own.
+        numbers: ``mean`` and ``std`` of the training set; ``None`` if each scan's own are used.
     """
     first = "intensity as in preprocessing, then minus"
     if numbers is None:
@@ -233,31 +233,31 @@ def normalization(numbers: Mapping[str, float] | None) -> str:
 
 
 def to_torchscript(module: Part, metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
-    """Return a module as the content of a TorchScript file, and this content as a function.
+    """Return the content of a module's TorchScript file, and a function that runs it.
 
     Raises:
-        ValueError: If TorchScript cannot hold the module.
+        ValueError: If the module cannot be converted to TorchScript.
     """
     file = io.BytesIO()
     try:
         save_net_with_metadata(convert_to_torchscript(module), file, include_config_vals=False, meta_values=metadata)
-    except (FrontendError, RuntimeError, TypeError, ValueError, OSError) as error:  # it has no one kind of error
-        raise ValueError(f"{_cannot(module, 'TorchScript', error)} --format onnx may do.") from error
+    except (FrontendError, RuntimeError, TypeError, ValueError, OSError) as error:  # TorchScript raises any of these
+        raise ValueError(f"{_cannot(module, 'TorchScript', error)} Try --format onnx.") from error
     file.seek(0)
     return file.getvalue(), torch.jit.load(file)
 
 
 def to_onnx(module: Part, metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
-    """Return a module as the content of an ONNX file, and this content as a function, which runs in ONNX Runtime.
+    """Return the content of a module's ONNX file, and a function that runs it in ONNX Runtime.
 
     Raises:
-        ValueError: If a package is missing, or ONNX cannot hold the module.
+        ValueError: If a package is missing, or the module cannot be converted to ONNX.
     """
     runtime = _needed_for_onnx()
     try:
         program = _onnx_program(module)
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(_cannot(module, "ONNX", error)) from error
+        raise ValueError(f"{_cannot(module, 'ONNX', error)} Try --format torchscript.") from error
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     program.model.metadata_props.update(texts)
     content = program.model_proto.SerializeToString()
@@ -272,7 +272,7 @@ def to_onnx(module: Part, metadata: Mapping[str, Any]) -> tuple[bytes, Run]:
 
 def _onnx_program(module: Part) -> torch.onnx.ONNXProgram:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch over its own parts
+        warnings.simplefilter("ignore")  # PyTorch warns about its own internals
         program = torch.onnx.export(
             module,
             module.example(slices=2, size=(64, 72), counts=(7, 6)),
@@ -283,26 +283,26 @@ def _onnx_program(module: Part) -> torch.onnx.ONNXProgram:
             dynamic_shapes=DYNAMIC[: len(module.inputs)],
             verbose=False,
         )
-    assert program is not None  # it is for the exporter that went before this one
+    assert program is not None  # only the older exporter returns None
     return program
 
 
 def _checked_difference(module: Part, run: Run) -> float:
-    """Compare a file with the network, at other sizes and counts than it was made with."""
+    """Compare a file with the network on inputs of other sizes and counts than in the export."""
     inputs = module.example(slices=3, size=(96, 128), counts=(9, 2))
     expected = module.slice_by_slice(*inputs)
     difference = float((run(*inputs) - expected).abs().max() / expected.abs().max())
-    if not difference < CLOSE:  # NaN is refused, too
+    if not difference < CLOSE:  # also refuses NaN
         raise ValueError(
-            f"the file would not compute what the network does: it differs by {difference:.1e} of the largest value, "
-            f"where {CLOSE:.0e} is allowed. Something in the encoder or the classifier depends on its input's size."
+            f"the exported file may differ from the network by {CLOSE:.0e} of the largest value, got {difference:.1e}. "
+            "Something in the encoder or the classifier depends on the input's size: remove that and export again."
         )
     return difference
 
 
 def _needed_for_onnx() -> Any:
-    """Return ONNX Runtime, if all is there that an export needs."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of each part of torchvision that is not there
+    """Return ONNX Runtime, if all packages that an export needs are installed."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about every missing part of torchvision
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             package = importlib.import_module(name)
@@ -320,11 +320,11 @@ def _cannot(module: Part, name: str, error: Exception) -> str:
 
 
 def _checked_output(output: str | Path, form: str) -> Path:
-    """Refuse a path that cannot be written before any work is done."""
+    """Refuse a path that cannot be written, before any work is done."""
     _refuse_other("--format", form, FORMATS)
     path = Path(output).expanduser()
     if path.suffix != FORMATS[form]:
-        raise ValueError(f"--output must end in {FORMATS[form]} for --format {form}, got {path}.")
+        raise ValueError(f"--output must end in {FORMATS[form]} for --format {form}, got {path}. Rename it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -335,9 +335,9 @@ def _checked_output(output: str | Path, form: str) -> Path:
 
 def _refuse_other(what: str, value: Any, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}.")
+        raise ValueError(f"{what} must be one of {', '.join(known)}, got {value!r}. Give one of them.")
 
 
 CONVERTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
 OPTIONS = ("format", "output", "configs")
-"""What the command takes besides keys of the configs."""
+"""Options of the command besides the configs' keys."""

@@ -10,8 +10,8 @@ Options of both, and any key of configs/inference.yaml and configs/export.yaml:
 --checkpoint  the trained weights (default: models/model.pt of the bundle)
 --configs     further config files by name or path, such as preset_paper,data_sabs_ct (default: none)
 
-The file is compared with the network before it is written, at another size than it was made with. It carries what a
-user has to know: how slices are made, the scale of the logits, the version (docs/export.md).
+Before it is written, the file is compared with the network on inputs of another size. Its metadata holds what a user
+needs: how slices are prepared, the scale of the logits, the version (docs/export.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def encoder(
     configs: Any = None,
     **keys: Any,
 ) -> None:
-    """Write the encoder: images -> features. `export --help` tells the options."""
+    """Write the encoder: images -> features. `export --help` lists the options."""
     _export("encoder", format, output, configs, keys)
 
 
@@ -38,7 +38,7 @@ def segmenter(
     configs: Any = None,
     **keys: Any,
 ) -> None:
-    """Write encoder and head: images, prototypes of two classes -> logits. `export --help` tells the options."""
+    """Write encoder and head: images, prototypes of two classes -> logits. `export --help` lists the options."""
     _export("segmenter", format, output, configs, keys)
 
 

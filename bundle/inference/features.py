@@ -1,4 +1,4 @@
-"""The features of a volume's slices, held in memory or, of a large volume, in a temporary file."""
+"""Features of a volume's slices, held in memory or, for a large volume, in a temporary file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 FEATURES_IN_MEMORY = 1 << 27
-"""Bytes of a volume's features that are held in memory, those of 128 slices of 256 x 256; more go to a file."""
+"""Most bytes of features held in memory, enough for 128 slices of 256 x 256; larger volumes use a file."""
 
 
 def kept_features(batches: Iterator[Tensor], slices: int) -> Tensor | Sequence[Tensor]:
     """Keep the features of all slices.
 
     Args:
-        batches: Features of some slices each, ``(S, D, h, w)``, in order.
-        slices: How many they are together.
+        batches: Batches of slices' features, each ``(S, D, h, w)``, in order.
+        slices: Total number of slices, Z.
 
     Returns:
-        A tensor ``(Z, D, h, w)``, channels last. If it would be larger than ``FEATURES_IN_MEMORY``, on a CPU, a
+        A tensor ``(Z, D, h, w)``, channels last. On a CPU, if it would be larger than ``FEATURES_IN_MEMORY``, a
         sequence that reads the features ``(D, h, w)`` of each slice from a file.
 
     Raises:
-        ValueError: If there is no room for the file.
+        ValueError: If the disk has no room for the file.
     """
     first = next(batches)
     size = slices * first[0].nbytes
@@ -42,19 +42,19 @@ def kept_features(batches: Iterator[Tensor], slices: int) -> Tensor | Sequence[T
 
 
 class _FeatureFile(Sequence[Tensor]):
-    """Features of slices in a temporary file, which is gone when nobody holds this any more.
+    """Features of slices in a temporary file, which is removed together with this object.
 
-    The file is read and not mapped: the pages of a map count as memory of the process (295 MB for 315 MB of features
-    that are passed once, against 3 MB), and writing to a map ends the process where the disk is full.
+    The file is read, not memory-mapped: mapped pages count as memory of the process (295 MB for one pass over 315 MB
+    of features, against 3 MB), and writing to a map kills the process if the disk is full.
 
     Raises:
-        ValueError: If the folder of temporary files is full.
+        ValueError: If the folder for temporary files is full.
     """
 
     def __init__(self, first: Tensor, others: Iterator[Tensor]) -> None:
         self._shape = first[0].movedim(0, -1).shape  # (h, w, D)
         self._dtype = first.dtype
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as this
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as this object
         self._slices = 0
         for batch in itertools.chain([first], others):
             try:
@@ -62,7 +62,7 @@ class _FeatureFile(Sequence[Tensor]):
                 self._file.flush()
             except OSError as error:
                 raise ValueError(
-                    f"the features of a large volume need a temporary file, and {tempfile.gettempdir()} cannot take it "
+                    f"the features of a large volume need a temporary file, but {tempfile.gettempdir()} cannot hold it "
                     f"({error.strerror}). Free space there, or set TMPDIR to another folder."
                 ) from error
             self._slices += len(batch)

@@ -1,11 +1,11 @@
-"""Which scan to annotate next. No training, and no labels but those of the annotated scans.
+"""Which scan to annotate next. It needs no training, and no labels besides those of the annotated scans.
 
-    none is annotated yet   some slices of each scan -> how well it explains all others -> the best one first
-    afterwards              some slices of each scan -> quality of the mask it would get -> the worst one first
+    none is annotated yet   some slices of each scan -> similarity to all other scans -> the most similar first
+    afterwards              some slices of each scan -> estimated quality of its mask -> the worst first
 
-A scan explains another as far as each of the other's body features has a similar one in it. Afterwards that
-tells no more than chance (docs/annotate_one.md), and what is worth most is the scan whose mask is worst: submitted, it
-is right, and the masks that are left are better ones.
+A scan is similar to another if each of the other's body features has a similar one in it. Once a scan is annotated,
+this ranks no better than chance (docs/annotate_one.md). Then the scan with the worst mask comes first: correcting it
+gains most, and the remaining masks are the better ones.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.slices import support_slices
 
 GLANCE_SLICES = 16
-"""Slices of a scan that are looked at: 8 MB of features at 256 x 256."""
+"""Slices of a scan that are encoded for ranking: 8 MB of features at 256 x 256."""
 
 
 @dataclass(frozen=True)
 class Glance:
-    """Some slices of a scan, spread over it.
+    """Some slices of a scan, evenly spread.
 
     Attributes:
         features: ``(S, D, h, w)``, in half precision.
@@ -57,10 +57,10 @@ def glance_at(volume: Tensor, encode: Callable[[Tensor], Features], slices: int 
 
     Args:
         volume: A standardized scan, ``(1, H, W, Z)``.
-        encode: Slices ``(1, H, W, S)`` to features ``(S, D, h, w)``.
-        slices: How many; all of a scan that has fewer.
+        encode: Maps slices ``(1, H, W, S)`` to features ``(S, D, h, w)``.
+        slices: Number of slices; a scan with fewer uses all.
 
-    A scan that is nowhere brighter than 0 in these slices is body everywhere.
+    If no voxel of these slices is above 0, everything counts as body.
     """
     shown = volume[..., sorted(set(support_slices(range(volume.shape[-1]), slices)))]
     features = torch.stack(list(encode(shown)))
@@ -69,15 +69,14 @@ def glance_at(volume: Tensor, encode: Callable[[Tensor], Features], slices: int 
 
 
 def rank_by_similarity(glances: Mapping[str, Glance], samples: int = 1000) -> list[tuple[str, float]]:
-    """Rank scans by how well they explain all others, the best one first.
+    """Rank scans by their similarity to all others, the most similar first.
 
     Args:
-        glances: Of every scan, by name.
-        samples: Body features to compare of each scan, the same ones each time.
+        glances: The encoded slices of every scan, by name.
+        samples: Body features of each scan to compare, the same ones each time.
 
     Returns:
-        Name and score of each scan: how similar, on average, the features of the others are to its nearest one; a
-        cosine.
+        Name and score of each scan: the mean cosine similarity of the others' features to its nearest feature.
     """
     described = {name: _body_features(glance, samples) for name, glance in glances.items()}
     scores = {}
@@ -96,15 +95,15 @@ def _body_features(glance: Glance, samples: int) -> Tensor:
 
 @torch.no_grad()
 def expected_quality(glance: Glance, support: Support, num_components: int | None = None) -> float:
-    """Estimate how good the masks of a scan would be, from a glance at it: 0 to 1.
+    """Estimate the quality of a scan's masks from some of its slices, in [0, 1].
 
-    It is the mean over the organs of the probability of an organ's voxels, where those outside its largest components
-    count 0: an organ in pieces is rarely right. An organ that is not found counts 0.
+    It is the mean over organs of the mean probability of the organ's voxels. Voxels outside the largest components
+    count 0, since a fragmented organ is rarely right. An organ that is not found counts 0.
 
     Args:
         glance: Some of the scan's slices.
         support: The annotated scans.
-        num_components: Components that an organ may have; ``None``: as many as in the annotated scans.
+        num_components: Components of an organ; ``None`` means as many as in the annotated scans.
     """
     margins = torch.stack([margin for margin, _ in support.score(glance.features.float(), None)], dim=-1)
     masks = each_organ_mask(margins, overlap=False)
@@ -122,7 +121,7 @@ def _in_its_components(probability: Tensor, mask: Tensor, num_components: int) -
 
 
 def rank_by_quality(qualities: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Rank scans by the quality of their masks, the worst one first."""
+    """Rank scans by the estimated quality of their masks, the worst first."""
     return sorted(qualities.items(), key=lambda item: item[1])
 
 
@@ -131,9 +130,9 @@ class Ranking:
     """Scans in the order to annotate them.
 
     Attributes:
-        by: ``"similarity"`` to all others, most first, or ``"quality"`` of their masks, worst first.
+        by: ``"similarity"`` to all others, highest first, or ``"quality"`` of their masks, worst first.
         scans: Name and score of each.
-        problems: What is wrong with the scans that could not be read.
+        problems: Why some scans could not be read, a line each.
     """
 
     by: Literal["similarity", "quality"]
@@ -142,12 +141,12 @@ class Ranking:
 
 
 class ScanRanker:
-    """Ranks scans for annotation; it remembers what it saw of each, until the file or the weights change.
+    """Ranks scans for annotation; encoded slices are kept until the file or the weights change.
 
     Args:
-        inferer: Encodes, and knows what the annotated scans tell.
+        inferer: Encodes slices, and holds the encoded support.
         reader: A ``ScanDataset`` that reads scans without labels.
-        num_components: Components that an organ may have; ``None``: as many as in the annotated scans.
+        num_components: Components of an organ; ``None`` means as many as in the annotated scans.
     """
 
     def __init__(self, inferer: VolumeInferer, reader: Any, num_components: int | None = None) -> None:
@@ -164,14 +163,14 @@ class ScanRanker:
         support: Sequence[Mapping[str, Any]] = (),
         has_support: bool = False,
     ) -> Ranking:
-        """Rank scans: by the quality of their masks as soon as one is annotated.
+        """Rank scans: by the quality of their masks if any scan is annotated, else by similarity.
 
         Args:
             network: The trained network, in eval mode.
             device: Where to compute.
             scans: Their files; those of ``support`` are left out.
-            support: Annotated scans, as ``VolumeInferer.pool`` takes them.
-            has_support: Whether, without these, the inferer has some of its own.
+            support: Annotated scans, in the form of ``VolumeInferer.pool``.
+            has_support: Whether the inferer has annotated scans of its own, used if ``support`` is empty.
 
         Raises:
             ValueError: If an annotated scan cannot be used.
@@ -189,10 +188,10 @@ class ScanRanker:
     def _looked_at(
         self, scans: Sequence[str], network: Any, device: torch.device
     ) -> tuple[dict[str, Glance], list[str]]:
-        """Look at some slices of each scan; return what was seen, and what is wrong with the others."""
+        """Encode some slices of each scan; return them, and the problems of scans that could not be read."""
         version = version_of(network)
         seen, problems = {}, []
-        for path in tqdm(scans, desc="looking at scans", unit="scan"):
+        for path in tqdm(scans, desc="encoding scans", unit="scan"):
             key = (path, os.stat(path).st_mtime_ns if Path(path).exists() else 0, version)
             try:
                 seen[path] = (key, self._glances.get(key) or self._look(path, network, device))
@@ -222,13 +221,13 @@ def rank_folder(
     """Rank the scans of a folder, print the order and write it to ``path``.
 
     Args:
-        ranker: Ranks.
+        ranker: Ranks the scans.
         network: The trained network, in eval mode.
         device: Where to compute.
         scans: The scans that are not annotated yet, as ``find_scans`` returns them.
         path: The CSV file.
         annotated: The annotated scans of the config.
-        prototypes: Files of prototypes, in their place.
+        prototypes: Files of prototypes, in place of annotated scans.
 
     Raises:
         ValueError: If an annotated scan cannot be used; at the end, if a scan could not be read.
@@ -241,7 +240,7 @@ def report_ranking(ranking: Ranking, path: str | Path) -> None:
     """Print the scans in the order to annotate them, and write them to a CSV file.
 
     Raises:
-        ValueError: At the end, with what is wrong with the scans that could not be read.
+        ValueError: At the end, if some scans could not be read; the message says why.
     """
     heads = {
         "similarity": "No annotated scan is given. First comes the scan that is most similar to all others:",
@@ -249,5 +248,5 @@ def report_ranking(ranking: Ranking, path: str | Path) -> None:
     }
     write_csv(Path(path), [["scan", ranking.by], *([name, f"{score:.4f}"] for name, score in ranking.scans)])
     print("\n".join([heads[ranking.by], *(f"  {name}  {score:.3f}" for name, score in ranking.scans)]))
-    print(f"all of them: {path}", flush=True)
+    print(f"ranking: {path}", flush=True)
     report_problems(ranking.problems)

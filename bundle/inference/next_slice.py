@@ -1,9 +1,9 @@
-"""Which slice of a scan to draw on next. No training, and no labels.
+"""Which slice of a scan to annotate next. It needs neither training nor labels.
 
-    features of all slices  ->  how much each slice looks like the others  ->  order to draw them in
+    features of all slices  ->  similarity of each slice to the others  ->  order to annotate them in
 
-The first is the slice that looks most like all others; each next one is chosen so that every slice of the scan has one
-that looks like it among those that are drawn (facility location, greedily).
+The first slice is the most similar to all others. Each next one is chosen so that every slice of the scan is similar to
+an annotated one (greedy facility location).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 def slice_order(descriptions: Tensor, drawn: Sequence[int] = ()) -> list[int]:
-    """Put the slices of a scan in the order to draw them in.
+    """Return the slices of a scan in the order to annotate them.
 
     Args:
-        descriptions: What the slices look like, unit vectors ``(Z, E)``; see ``SliceMatching.describe``.
-        drawn: Slices that are drawn already.
+        descriptions: Descriptions of the slices, unit vectors ``(Z, E)``; see ``SliceMatching.describe``.
+        drawn: Slices that are already annotated.
 
     Returns:
-        All other slices. Each one raises most the mean over all slices of the similarity to the nearest drawn one.
+        All other slices. Each one adds most to the mean similarity of all slices to their nearest annotated slice.
     """
     similarity = descriptions @ descriptions.T
     left = [z for z in range(len(similarity)) if z not in set(drawn)]

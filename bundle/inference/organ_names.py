@@ -1,4 +1,4 @@
-"""Organs of several files of prototypes: equal names are one organ, other names are others, whatever their ids."""
+"""Organs of several files of prototypes: an organ is identified by its name, whatever its id in each file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import count
 
 
 def unnamed(organ: int) -> str:
-    """Return how an organ without a name is called."""
+    """Return the name of an organ that has none of its own."""
     return f"organ_{organ}"
 
 
@@ -16,13 +16,13 @@ def common_names(files: Sequence[Mapping[str, int]], label_ids: Iterable[int] = 
 
     Args:
         files: Names and ids of the organs in each file.
-        label_ids: Ids in label maps. They have no names, as some organs of files: the id tells which organ it is.
+        label_ids: Ids in label maps. Like unnamed organs of files, they are identified by the id.
 
     Returns:
-        Names and ids, by id: the first file's ids stay, a name that finds its id taken gets the next free one.
+        Names and ids, sorted by id: the first file's ids stay, and a name whose id is taken gets the next free one.
 
     Raises:
-        ValueError: If several names of the files could be meant by an id of the label maps.
+        ValueError: If an id of the label maps could mean several of the files' names.
     """
     named = [(name, organ) for organs in files for name, organ in organs.items() if name != unnamed(organ)]
     by_id = sorted(
@@ -37,8 +37,8 @@ def common_names(files: Sequence[Mapping[str, int]], label_ids: Iterable[int] = 
         meant = {name for name, value in named if value == organ}
         if len(meant) > 1:
             raise ValueError(
-                f"id {organ} of the label maps may be {' or '.join(sorted(meant))}: files of prototypes give it to "
-                "each of them. Give organs, or name the organs when the files are made."
+                f"id {organ} of the label maps may mean {' or '.join(sorted(meant))}: files of prototypes use it for "
+                "each of them. Set organs, or name the organs when making the files."
             )
         if not meant:
             names[unnamed(organ)] = organ
@@ -46,28 +46,28 @@ def common_names(files: Sequence[Mapping[str, int]], label_ids: Iterable[int] = 
 
 
 def names_of_labels(labels: Sequence[Mapping[int, str]], shown: Iterable[int]) -> dict[str, int]:
-    """Return the names and ids of organs that the files of label maps tell.
+    """Return the names and ids of organs that the files of label maps state.
 
     Args:
-        labels: The names of the ids in each label map; empty where its file tells none.
+        labels: The names of the ids in each label map; empty if its file states none.
         shown: Ids to name.
 
     Raises:
-        ValueError: If label maps give one name to two ids, or two names to one.
+        ValueError: If label maps use one name for two ids, or two names for one id.
     """
     pairs = {(name, organ) for names in labels for organ, name in names.items() if organ in set(shown)}
     named = dict(sorted(pairs, key=lambda pair: pair[1]))
     if len(named) < len(pairs) or len(set(named.values())) < len(pairs):
-        told = ", ".join(f"{name}: {organ}" for name, organ in sorted(pairs))
-        raise ValueError(f"an organ must have one name and one id in all label maps, got {told}. Set organs.")
+        found = ", ".join(f"{name}: {organ}" for name, organ in sorted(pairs))
+        raise ValueError(f"an organ must have one name and one id in all label maps, got {found}. Set organs.")
     return named
 
 
 def new_ids(of_file: Mapping[str, int], wanted: Mapping[str, int]) -> dict[int, int]:
-    """Return which id each organ of a file gets.
+    """Return the new id of each organ of a file.
 
-    An organ gets the id that its name is wanted with. One without a name keeps its id, and so does one that is not
-    wanted, unless another organ has it: then it gets one that nobody has.
+    A wanted organ gets the id of its name. An unnamed or unwanted organ keeps its id, unless another organ has it:
+    then it gets a free one.
 
     Args:
         of_file: Names and ids of the organs in the file.

@@ -1,4 +1,4 @@
-"""What annotated scans show of an organ's shape: in how many parts it comes, and how large it is."""
+"""Shapes of organs in annotated scans: their number of components and their volumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OrganShape:
     """An organ in one annotated scan.
 
     Attributes:
-        components: Its connected parts, specks left out.
+        components: Its number of connected components, specks left out.
         milliliters: Its volume; NaN if only some of its slices are annotated.
     """
 
@@ -32,12 +32,13 @@ def shapes_of(label: Tensor, partial: bool = False) -> dict[int, OrganShape]:
     """Return the shape of each organ of a label map.
 
     Args:
-        label: Organ ids ``(1, H, W, Z)``, with an affine in mm, or without one if volumes are not asked for.
-        partial: Only some slices are annotated: the parts are those of a typical slice, and volumes are not known.
+        label: Organ ids ``(1, H, W, Z)``, with an affine in mm; without one, volumes are NaN.
+        partial: Whether only some slices are annotated: then components are those of a typical slice, and volumes are
+            not known.
     """
     ids = plain(label)[0]
     if partial:
-        return {organ: OrganShape(_parts_in_a_slice(ids, organ)) for organ in organs_of(ids)}
+        return {organ: OrganShape(_components_in_a_slice(ids, organ)) for organ in organs_of(ids)}
     masks = {organ: ids == organ for organ in organs_of(ids)}
     return {
         organ: OrganShape(count_components(mask), milliliters_of(int(mask.sum()), label))
@@ -45,12 +46,12 @@ def shapes_of(label: Tensor, partial: bool = False) -> dict[int, OrganShape]:
     }
 
 
-def _parts_in_a_slice(ids: Tensor, organ: int) -> int:
+def _components_in_a_slice(ids: Tensor, organ: int) -> int:
     return median_low(count_components(ids[..., z] == organ) for z in organ_slices(ids[None], organ))
 
 
 def typical_components(shapes: Sequence[OrganShape]) -> int:
-    """Return how many parts an organ has in the median of several scans; 1 if nothing is known."""
+    """Return an organ's number of components, the median over several scans; 1 if nothing is known."""
     return median_high(shape.components for shape in shapes) if shapes else 1
 
 

@@ -1,7 +1,7 @@
-"""Annotated scans as files of prototypes: the encoded support, to be kept and passed on without its images.
+"""Files of prototypes: the encoded support, to be stored and shared without its images.
 
 ``<name>.safetensors`` holds the tensors, and in its header the record: organs, scans, and what they were made with.
-``<name>.json`` beside it is the same record for people to read.
+``<name>.json`` next to it is a readable copy of the record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import bundle
 from bundle.files import written_whole
 from bundle.provenance import changes, tensors_hash
 
-# Environments of MONAI Label may not have it, and need it for these files only.
+# Environments of MONAI Label may lack it; only these files need it.
 try:
     import safetensors
     import safetensors.torch
@@ -33,16 +33,17 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class PrototypeRecord:
-    """What a file of prototypes tells of itself.
+    """The record of a file of prototypes.
 
     Attributes:
         organs: Names and ids.
-        scans: Of each annotated scan its ``name``, its ``organs`` (names), their ``shapes`` (parts and ml, by name) and
-            the ``profile`` of its intensities.
-        made_with: What must be equal where the prototypes are used, by name: encoder, pooling, matching, preprocessing.
-        content: A hash of the tensors, so that damage is found.
-        version: Of the bundle that made it.
-        format: Of the file.
+        scans: For each annotated scan its ``name``, its ``organs`` (names), their ``shapes`` (components and ml, by
+            name) and the ``profile`` of its intensities.
+        made_with: Settings that must be equal wherever the prototypes are used, by name: encoder, pooling, matching,
+            preprocessing.
+        content: A hash of the tensors, to detect damage.
+        version: Version of the bundle that made the file.
+        format: Version of the file format.
     """
 
     organs: dict[str, int]
@@ -54,15 +55,16 @@ class PrototypeRecord:
 
 
 def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], record: PrototypeRecord) -> None:
-    """Write what is kept of annotated scans.
+    """Write encoded scans to a file.
 
     Args:
         path: The file, ending in ``.safetensors``.
         scans: For each scan the tensors of ``Matching.to_tensors``.
-        record: What the file tells of itself; the hash of the content is filled in.
+        record: The record of the file; the hash of the content is filled in.
 
     Raises:
-        ValueError: If the path has another ending.
+        ValueError: If the path has another suffix, or safetensors is not installed.
+        WriteError: If the file cannot be written.
     """
     path = _checked(path)
     tensors = {
@@ -78,11 +80,11 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
 def read_prototypes(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[list[dict[str, Tensor]], PrototypeRecord]:
-    """Read what ``write_prototypes`` wrote; the JSON beside is not needed.
+    """Read a file of prototypes; the JSON file next to it is not needed.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file of prototypes, one of another format, or damaged.
+        ValueError: If it is no file of prototypes, has another format, or is damaged.
     """
     path = _checked(path)
     if not path.is_file():
@@ -100,25 +102,25 @@ def read_prototypes(
             "again, or make it again with `python -m bundle encoding`."
         ) from error
     if record.content != tensors_hash(dict(sorted(tensors.items()))):
-        raise ValueError(f"{path} is damaged: its tensors are not those that were written. Copy it again.")
+        raise ValueError(f"{path} is damaged: its tensors do not match their hash. Copy it again.")
     return scans, record
 
 
 class _DamagedError(Exception):
-    """Something in a file is not what a file of prototypes has there."""
+    """Content that a file of prototypes cannot have."""
 
 
 def _record_of(record: Any) -> PrototypeRecord:
-    """Check what a file tells of itself."""
+    """Check the record of a file."""
     if not isinstance(record, Mapping) or record.get("format") != FORMAT:
         made = record.get("format") if isinstance(record, Mapping) else None
         raise _DamagedError(f"the format must be {FORMAT}, got {made}")
     fields = {"organs": dict, "scans": list, "made_with": dict, "content": str, "version": str, "format": int}
     if wrong := [name for name, kind in fields.items() if not isinstance(record.get(name), kind)]:
-        raise _DamagedError(f"{', '.join(wrong)} of its record must be there, and of its kind")
+        raise _DamagedError(f"{', '.join(wrong)} must be in its record, with a value of the right kind")
     ids = list(record["organs"].values())
     if not all(type(organ) is int and organ > 0 for organ in ids) or len(set(ids)) < len(ids):
-        raise _DamagedError(f"organs must have ids of their own, whole numbers above 0, got {record['organs']}")
+        raise _DamagedError(f"organs must have different ids, whole numbers above 0, got {record['organs']}")
     for scan in record["scans"]:
         _check_scan(scan, record["organs"])
     return PrototypeRecord(**{name: record[name] for name in fields})
@@ -131,9 +133,9 @@ def _check_scan(scan: Any, organs: Mapping[str, int]) -> None:
     numbers = [scan["profile"], *scan["shapes"].values()]
     plain = all(isinstance(row, list) and all(_is_number(value) for value in row) for row in numbers)
     if not plain or not all(organ in organs for organ in [*scan["organs"], *scan["shapes"]] if _is_name(organ)):
-        raise _DamagedError(f"organs, shapes or profile of the scan {scan['name']!r} are none")
+        raise _DamagedError(f"organs, shapes or profile of the scan {scan['name']!r} are invalid")
     if not all(_is_name(organ) for organ in scan["organs"]) or any(len(row) != 2 for row in numbers[1:]):
-        raise _DamagedError(f"organs or shapes of the scan {scan['name']!r} are none")
+        raise _DamagedError(f"organs or shapes of the scan {scan['name']!r} are invalid")
 
 
 def _is_name(value: Any) -> bool:
@@ -151,22 +153,22 @@ def _by_scan(tensors: Mapping[str, Tensor], number: int) -> list[dict[str, Tenso
         if not place.isdecimal() or int(place) >= number:
             raise _DamagedError(f"the tensor {name!r} belongs to none of its {number} scans")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise _DamagedError(f"the tensor {name!r} holds numbers that are not finite")
+            raise _DamagedError(f"the tensor {name!r} holds NaN or infinity")
         scans[int(place)][rest] = tensor
     return scans
 
 
 def refuse_other_making(path: str | Path, record: PrototypeRecord, made_with: Mapping[str, Any]) -> None:
-    """Raise if prototypes were made with something else than what they are to be used with.
+    """Raise if prototypes were made with other settings than the present ones.
 
     Raises:
-        ValueError: With the name of what differs, and both values.
+        ValueError: If a setting differs; the message gives its name and both values.
     """
     for name, value in made_with.items():
         if changed := changes({name: record.made_with.get(name)}, {name: value}):
             raise ValueError(
-                f"the prototypes {path} were made with another {name}: {changed}. Use what they were made with, or "
-                "encode the annotated scan again."
+                f"the prototypes {path} were made with another {name}: {changed}. Set it back, or encode the annotated "
+                "scan again."
             )
 
 
@@ -174,5 +176,5 @@ def _checked(path: str | Path) -> Path:
     if safetensors is None:
         raise ValueError("files of prototypes need the package safetensors: pip install safetensors.")
     if Path(path).suffix != ".safetensors":
-        raise ValueError(f"a file of prototypes must end in .safetensors, got {path}.")
+        raise ValueError(f"a file of prototypes must end in .safetensors, got {path}. Rename it.")
     return Path(path)

@@ -1,4 +1,4 @@
-"""Which masks of an inference are there already, and whether they were made as the others will be."""
+"""Resume an inference: find its finished masks, and check that they were made with the same settings."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ ANEW = "Choose another output_dir, or set resume to false, which makes all masks
 
 
 class Resumption:
-    """An inference that may go on where it was stopped: scans whose mask is finished are not segmented again.
+    """An inference that can resume: scans with a finished mask are not segmented again.
 
-    ``made_with.json`` beside the masks tells all that decides how they look, and the header of each mask
-    (``descrip``) has its hash and that of the scan's file. A mask with another one is of an earlier run or of another
-    scan of the same name, and is made anew. A mask is written beside its place and renamed: it is finished or absent.
+    ``made_with.json`` next to the masks records everything that determines them, and the header of each mask
+    (``descrip``) holds its hash and that of the scan's file. A mask with other hashes is from an earlier run or of
+    another scan of the same name, and is made again. A mask is written whole or not at all.
 
     Args:
-        scans: The scans' files, all of them.
+        scans: The files of all scans.
         folder: Where the masks are.
-        resume: Go on, instead of making all masks anew.
-        settings: What decides how masks look, by name: numbers, texts, transforms, the network with its weights.
-        files: Files that do, by name: ``None``, one or several. Their contents count, not their places.
+        resume: Whether to resume, instead of making all masks again.
+        settings: Settings that determine the masks, by name: numbers, texts, transforms, the network with its weights.
+        files: Files that determine the masks, by name: ``None``, one or several. Their contents count, not their paths.
 
     Raises:
-        ValueError: If ``folder`` holds masks that were made with something else, and ``resume`` is set.
+        ValueError: If ``resume`` is set and ``folder`` holds masks that were made with other settings.
     """
 
     def __init__(
@@ -59,33 +59,33 @@ class Resumption:
                 [scan_name(scan["image"]) for scan in scans if self._is_finished(scan)]
             )
             if distributed.is_first():
-                print(f"resumed: {len(self.finished)} of {len(scans)} masks are there already", flush=True)
+                print(f"resumed: {len(self.finished)} of {len(scans)} masks are already finished", flush=True)
         finished = set(self.finished)
         self.pending = [scan for scan, name in zip(scans, self.names, strict=True) if name not in finished]
 
     @property
     def path(self) -> Path:
-        """Where it stands what the masks are made with."""
+        """The record of what the masks are made with."""
         return self.folder / "made_with.json"
 
     def description(self, image: str | Path) -> str:
-        """Return what the header of a scan's mask says: what it is made with, and of which file; 47 characters."""
+        """Return the ``descrip`` of a mask's header, 47 characters: hashes of the record and of the scan's file."""
         return f"made_with {digest(self.made_with)} scan {content_hash(image)[:SHORT]}"
 
     def record(self) -> None:
-        """Write what the masks are made with; the first process does it for all."""
+        """Write the record of what the masks are made with; the first process does it for all."""
         if distributed.is_first():
             with written_whole(self.path) as unfinished:
                 unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n", encoding="utf-8")
 
     def _refuse_changes(self) -> None:
         if not self.path.is_file():
-            logger.warning("there is no %s to resume from; starting with the first scan", self.path)
+            logger.warning("there is no record %s to resume from; starting with the first scan", self.path)
             return
         if changed := changes(read_json(self.path, ANEW), self.made_with):
             raise ValueError(
-                f"the masks in {self.folder} were made with something else: {changed}. Set it back, choose another "
-                "output_dir, or set resume to false, which makes all masks anew."
+                f"the masks in {self.folder} were made with other settings: {changed}. Set them back, choose another "
+                "output_dir, or set resume to false to make all masks again."
             )
 
     def _is_finished(self, scan: Scan) -> bool:

@@ -1,4 +1,4 @@
-"""Encode the slices of volumes: (1, H, W, Z) -> features (D, h, w) of each slice."""
+"""Encode the slices of a volume: (1, H, W, Z) -> features (D, h, w) of each slice."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Version = tuple[str, bool]
 
 
 def version_of(network: nn.Module) -> Version:
-    """Return what differs whenever a network gives other features: results of equal versions may be reused.
+    """Return a network's version: features of equal versions are equal, and may be reused.
 
-    The contents of the weights are hashed. PyTorch's own counter of changes does not show all of them: fused optimizers
-    and ``.data`` leave it as it is, and tensors of inference mode have none.
+    The weights' contents are hashed. PyTorch's version counter of a tensor misses some changes: fused optimizers and
+    ``.data`` do not raise it, and tensors of inference mode have none.
     """
     return fingerprint(network), network.training
 
 
 class SliceEncoder:
-    """Encodes slices, some at once, with what the encoder makes of itself for inference.
+    """Encodes slices in batches, with the encoder's ``for_inference()`` if it has one.
 
     Args:
-        slice_batch: Slices that are encoded at once.
-        precision: Of the encoder: ``"float32"``, or ``"bfloat16"`` where the device is fast at it.
+        slice_batch: Slices in a batch, >= 1.
+        precision: The encoder's precision: ``"float32"``, or ``"bfloat16"`` on a device that is fast at it.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -43,9 +43,9 @@ class SliceEncoder:
 
     def __init__(self, slice_batch: int = 8, precision: Precision = "float32") -> None:
         if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}.")
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}. The default is float32.")
         if slice_batch < 1:
-            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}.")
+            raise ValueError(f"slice_batch must be at least 1 slice, got {slice_batch}. The default is 8.")
         self.slice_batch = slice_batch
         self.precision = precision
         self._fast: tuple[Version, nn.Module] | None = None
@@ -61,8 +61,8 @@ class SliceEncoder:
         return kept_features(self._batches(volume, encoder, getattr(network, "level", None)), volume.shape[-1])
 
     def _batches(self, volume: Tensor, encoder: nn.Module, level: int | None) -> Iterator[Tensor]:
-        """Yield the features of some slices at a time, ``(S, D, h, w)``."""
-        # Channels last is what convolutions are fastest with, on CPUs and GPUs.
+        """Yield the features of one batch of slices after the other, ``(S, D, h, w)``."""
+        # Convolutions are fastest with channels last, on CPUs and GPUs.
         for z in range(0, volume.shape[-1], self.slice_batch):
             images = to_network(volume[..., z : z + self.slice_batch]).to(memory_format=torch.channels_last)
             coarser = torch.autocast(volume.device.type, torch.bfloat16)
@@ -70,13 +70,13 @@ class SliceEncoder:
                 features = one_feature_map(encoder(images), level).float()
             if not bool(features.isfinite().all()):
                 raise ValueError(
-                    f"the features of slices {z} to {z + len(images) - 1} are not finite. The scan or the weights hold "
-                    "numbers that are too large or none: check both."
+                    f"features must be finite, but those of slices {z} to {z + len(images) - 1} are not. The scan or "
+                    "the weights hold NaN or too large numbers: check both."
                 )
             yield features
 
     def _for_inference(self, encoder: nn.Module) -> nn.Module:
-        """Return the encoder, or what it makes of itself for inference with its present weights."""
+        """Return the encoder's version for inference with its present weights, or the encoder itself."""
         make = getattr(encoder, "for_inference", None)
         if make is None or encoder.training:
             return encoder

@@ -1,4 +1,4 @@
-"""What is remembered of annotated scans: read once, encoded once for each state of the network's weights."""
+"""The annotated scans: read once, and encoded once for each state of the network's weights."""
 
 from __future__ import annotations
 
@@ -45,23 +45,24 @@ from bundle.transforms.slices import organs_of
 
 logger = logging.getLogger(__name__)
 
-NO_ORGAN = "none of the annotated scans shows an organ. Annotate one."
+NO_ORGAN = "none of the annotated scans shows an organ. Annotate an organ in at least one scan."
 
 
 class SupportLibrary:
-    """Annotated scans, from a data set, from files of prototypes, or from files that a query names.
+    """Annotated scans from a data set, from files of prototypes, or from files that a query names.
 
     Args:
         support: A data set whose items hold ``image`` and ``label``, each ``(1, H, W, Z)``, preprocessed as queries
             are; ``support.read`` reads the files that a query names.
         encode: Encodes slices.
         matching: Decides what is kept of a scan.
-        head: Pools in place of the network's own head; ``None`` is the network's.
+        head: Pools in place of the network's own head; ``None`` means the network's.
         organs: Names and ids of the organs. ``None`` takes every id of the label maps.
-        prototypes: Files of annotated scans that were encoded before.
-        preprocessing: What was done to the scans, by name.
+        prototypes: Files of prototypes, each with annotated scans that were encoded before.
+        preprocessing: The preprocessing of the scans, by name.
         annotated: Which slices of the label maps are annotated; see ``annotated_slices``.
-        ignore_value: In their files, the value of voxels that are neither organ nor background; ``None``: no value is.
+        ignore_value: The value of voxels that are neither organ nor background in the label files; ``None``: there is
+            none.
     """
 
     def __init__(
@@ -92,10 +93,10 @@ class SupportLibrary:
         self._encoded_with: Hashable = None
 
     def scans(self) -> list[Mapping[str, Any]]:
-        """Return the annotated scans of the data set, read once; those of files of prototypes have no image.
+        """Return the annotated scans of the data set, read once. Scans of files of prototypes are not among them.
 
         Raises:
-            ValueError: If there is none and no file of prototypes either, or one cannot be used.
+            ValueError: If there is neither an annotated scan nor a file of prototypes, or a scan cannot be used.
         """
         if not self._scans:
             if len(self.support) == 0 and not self.prototypes:
@@ -104,7 +105,7 @@ class SupportLibrary:
         return self._scans
 
     def organ_names(self) -> dict[str, int]:
-        """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
+        """Return the names and ids of the organs; an organ without a name is called ``organ_<id>``."""
         if self.organs is not None:
             return dict(self.organs)
         shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
@@ -112,16 +113,16 @@ class SupportLibrary:
         return common_names([named, *(record.organs for record in self._file_records())], sorted(shown))
 
     def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
-        """Put the annotated scans together, ready to score slices.
+        """Pool the annotated scans into one support, ready to score slices.
 
         Args:
-            network: Its weights decide whether what was encoded before still holds.
-            device: Where the query is.
-            files: See ``encoded``. An organ that a drawing on the query itself shows is taken from there alone. A
-                finished label of the query is not used, or the answer would only repeat it.
+            network: The trained network; scans that were encoded with other weights are encoded again.
+            device: The device of the query.
+            files: See ``encoded``. An organ that is annotated in some slices of the query itself is taken from there
+                alone. A finished label of the query is not used, since the prediction would only repeat it.
 
         Raises:
-            ValueError: If no scan shows an organ that is asked for.
+            ValueError: If an organ that is asked for is in no scan.
         """
         scans = [scan for scan in self.encoded(network, device, files) if scan.encoded is not None]
         shown = sorted({organ for scan in scans for organ in scan.encoded})
@@ -138,14 +139,14 @@ class SupportLibrary:
     def encoded(
         self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None
     ) -> list[AnnotatedScan]:
-        """Encode annotated scans, or remember them from before.
+        """Encode annotated scans, or return them from the cache.
 
         Args:
-            network: Its weights decide whether what was encoded before still holds.
-            device: Where the query is.
-            files: Annotated scans to use instead of the library's own: ``image`` and ``label`` files, ``ids`` from
-                values in the file to organ ids (or ``None``), ``annotated`` (or the library's), ``own``, whether it is
-                the query itself, and ``stored_in``, a folder where it is kept encoded.
+            network: The trained network; scans that were encoded with other weights are encoded again.
+            device: The device of the query.
+            files: Annotated scans to use instead of the library's own: ``image`` and ``label`` files, ``ids`` that map
+                values in the file to organ ids (or ``None``), ``annotated`` (default: the library's), ``own``, whether
+                it is the query itself, and ``stored_in``, a folder that stores its encoded form.
 
         Raises:
             ValueError: If a scan cannot be used.
@@ -158,7 +159,7 @@ class SupportLibrary:
     def tried(
         self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]]
     ) -> list[AnnotatedScan | ValueError | FileNotFoundError]:
-        """Encode annotated scans as ``encoded`` does; one that cannot be used is replaced by its error."""
+        """Encode annotated scans like ``encoded``; a scan that cannot be used is replaced by its error."""
         self._forget_other_weights((version_of(network), str(device)))
         found: list[AnnotatedScan | ValueError | FileNotFoundError] = []
         for entry in files:
@@ -169,20 +170,21 @@ class SupportLibrary:
         return found
 
     def report(self, network: ALPNet, device: torch.device) -> None:
-        """Print which slices of each annotated scan count as annotated."""
+        """Print how many slices of each annotated scan count as annotated."""
         for scan, found in zip(self.scans(), self.encoded(network, device), strict=False):
             print(f"annotated scan {_file_name(scan[IMAGE])}: {found.taken} count as annotated", flush=True)
 
     def save(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
-        """Write the encoded scans to a file that stands for them, without their images.
+        """Write the encoded scans to a file of prototypes, without their images.
 
         Args:
-            path: The file, ending in ``.safetensors``; a ``.json`` beside it says what it holds.
+            path: The file, ending in ``.safetensors``; a ``.json`` file next to it describes the content.
             network: The trained network; it is put in eval mode.
             device: Where to encode.
 
         Raises:
             ValueError: If there is no annotated scan, or none of them shows an organ.
+            WriteError: If the file cannot be written.
         """
         network.eval()
         scans = self.encoded(network, torch.device(device))
@@ -199,11 +201,11 @@ class SupportLibrary:
         tensors = [
             {key: tensor.cpu() for key, tensor in self.matching.to_tensors(scan.encoded).items()} for _, scan in kept
         ]
-        told = [_to_record(name, scan, organs) for name, scan in kept]
-        write_prototypes(path, tensors, PrototypeRecord(organs, told, self._made_with(network)))
+        about = [_to_record(name, scan, organs) for name, scan in kept]
+        write_prototypes(path, tensors, PrototypeRecord(organs, about, self._made_with(network)))
 
     def _organs_to_save(self, scans: Sequence[AnnotatedScan]) -> dict[str, int]:
-        """Return the names and ids of the organs that the scans show; one that is asked for must be among them."""
+        """Return the names and ids of the organs in the scans; every organ that is asked for must be among them."""
         shown = {organ for scan in scans for organ in scan.encoded}
         for organ in (self.organs or {}).values():
             self._sources(organ, scans)
@@ -227,7 +229,7 @@ class SupportLibrary:
         return own
 
     def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
-        """Return an encoded scan that a query names; it is encoded again if its files changed."""
+        """Return the encoded form of a scan that a query names; it is encoded again if its files changed."""
         annotated = checked_annotated(files.get("annotated") or self.annotated)
         paths = {key: str(files[key]) for key in (IMAGE, LABEL)}
         settings = {"ids": files.get("ids"), "annotated": annotated, "ignore_value": self.ignore_value}
@@ -245,7 +247,7 @@ class SupportLibrary:
         stamps = tuple((path, os.stat(path).st_mtime_ns) for path in paths.values())
         own = bool(files.get("own"))
         known: AnnotatedScan = self._encoded.get((stamps, str(settings), own), find, self._size)
-        # What lies on disk is the same for every query; that a finished label is the query's own is not.
+        # The stored form is the same for every query; whether a finished label is the query's own is not.
         is_answer = own and known.taken is not None and known.taken.taken == "all"
         return replace(known, own=own, encoded=None if is_answer else known.encoded)
 
@@ -283,8 +285,8 @@ class SupportLibrary:
         refuse_other_making(file, record, self._made_with(network))
         ids = new_ids(record.organs, self.organ_names())
         return [
-            _from_file(file, tensors, told, self.matching, record.organs, ids)
-            for tensors, told in zip(scans, record.scans, strict=True)
+            _from_file(file, tensors, about, self.matching, record.organs, ids)
+            for tensors, about in zip(scans, record.scans, strict=True)
         ]
 
     @torch.no_grad()
@@ -302,16 +304,16 @@ class SupportLibrary:
         return AnnotatedScan(encoded, shapes, intensity_profile(image), taken)
 
     def _sources(self, organ: int, scans: Sequence[AnnotatedScan]) -> list[AnnotatedScan]:
-        """Return the scans to take an organ from."""
+        """Return the scans that contribute prototypes of an organ."""
         shown = [scan for scan in scans if organ in scan.encoded]
         if not shown:
             raise ValueError(
                 f"{self._name(organ)} (id {organ}) has no voxel in any of the {len(scans)} support label maps. "
-                "Annotate it, or take it out of organs."
+                "Annotate it, or remove it from organs."
             )
         return [scan for scan in shown if scan.own] or shown
 
-    # --- what is remembered ------------------------------------------------------------------------------------
+    # --- caches ------------------------------------------------------------------------------------------------
 
     def _forget_other_weights(self, encoded_with: Hashable) -> None:
         if encoded_with != self._encoded_with:
@@ -324,7 +326,7 @@ class SupportLibrary:
         return size_of(self.matching.to_tensors(scan.encoded))
 
     def _file_records(self) -> list[PrototypeRecord]:
-        """Return the records of the files of prototypes, read once: names are asked for with every scan."""
+        """Return the records of the files of prototypes, read only once: names are needed for every scan."""
         if not self._records:
             self._records = [read_prototypes(file)[1] for file in self.prototypes]
         return self._records
@@ -349,29 +351,29 @@ class SupportLibrary:
 def _from_file(
     file: Path,
     tensors: Mapping[str, Tensor],
-    told: Mapping[str, Any],
+    about: Mapping[str, Any],
     matching: Matching,
     organs: Mapping[str, int],
     ids: Mapping[int, int],
 ) -> AnnotatedScan:
-    """Return a scan of a file of prototypes, its organs with the ids that they have here."""
+    """Return a scan of a file of prototypes, its organs renumbered by ``ids``."""
     try:
         encoded = matching.from_tensors(tensors)
         if not set(encoded) <= set(ids):
-            raise ValueError(f"its scans show the organs {sorted(encoded)}, its record has {sorted(ids)}")
+            raise ValueError(f"its scans hold the organs {sorted(encoded)}, its record has {sorted(ids)}")
     except ValueError as error:
         raise ValueError(
             f"the prototypes {file} are damaged: {error}. Make them again with `python -m bundle encoding`."
         ) from error
     shapes = {
         ids[organs[name]]: OrganShape(int(components), math.nan if milliliters is None else milliliters)
-        for name, (components, milliliters) in told["shapes"].items()
+        for name, (components, milliliters) in about["shapes"].items()
     }
-    return AnnotatedScan(matching.renumbered(encoded, ids), shapes, torch.tensor(told["profile"]))
+    return AnnotatedScan(matching.renumbered(encoded, ids), shapes, torch.tensor(about["profile"]))
 
 
 def _to_record(name: str, scan: AnnotatedScan, organs: Mapping[str, int]) -> dict[str, Any]:
-    """Return what a file of prototypes tells of a scan."""
+    """Return the part of a file's record that describes a scan."""
     shown = [organ for organ, value in organs.items() if value in scan.encoded]
     shapes = {
         organ: [shape.components, None if math.isnan(shape.milliliters) else round(shape.milliliters, 3)]
@@ -386,12 +388,12 @@ def _never_forgotten(_: Any) -> int:
 
 
 def _file_name(image: Tensor) -> str:
-    """Return the name of the file that a volume was read from, "" if it was not."""
+    """Return the name of the file that a volume was read from, or "" if there is none."""
     return Path(str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
 
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:
-    """Replace the values of a label map by organ ids; values that are not listed become 0, ignored voxels stay."""
+    """Replace the values of a label map by organ ids; other values become 0, and ignored voxels stay ignored."""
     values = plain(label)
     result = torch.where(values == IGNORED, values, torch.zeros_like(values))
     for value, organ in ids.items():

@@ -1,4 +1,4 @@
-"""From annotated scans to the organs of another: support scans + query volume -> scores of every organ."""
+"""Segment a volume from annotated scans: support scans + query volume -> scores of every organ."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class VolumeInferer(Inferer):
         organs: Names and ids of the organs. ``None`` takes every id of the support's labels.
         protocol: ``"volume"`` uses no truth of the query. ``"paper"`` takes each organ's first and last slice from
             the query's label, and scores nothing outside (docs/method.md).
-        matching: Which annotated slices speak for which slice of the query; ``None`` is the paper's.
-        head: Pools and scores in place of the network's own head; ``None`` is the network's.
-        slice_batch: Slices that are encoded at once.
-        prototypes: Files of annotated scans that were encoded before (``save_prototypes``), with or in place of
-            ``support``.
-        preprocessing: What was done to the scans, by name. Files of prototypes tell it, and are only used where it is
-            the same.
-        precision: Of the encoder: ``"float32"``, or ``"bfloat16"`` where the device is fast at it.
+        matching: Decides which annotated slices contribute prototypes for each query slice; ``None`` means the paper's.
+        head: Pools and scores in place of the network's own head; ``None`` means the network's.
+        slice_batch: Slices that are encoded at once, >= 1.
+        prototypes: Files of prototypes (``save_prototypes``), in addition to or in place of ``support``.
+        preprocessing: The preprocessing of the scans, by name. Files of prototypes record it, and are refused if theirs
+            differs.
+        precision: The encoder's precision: ``"float32"``, or ``"bfloat16"`` on a device that is fast at it.
         annotated: Which slices of the support's label maps are annotated; see ``annotated_slices``.
-        ignore_value: In their files, the value of voxels that are neither organ nor background; ``None``: no value is.
+        ignore_value: The value of voxels that are neither organ nor background in the label files; ``None``: there is
+            none.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -76,26 +76,16 @@ class VolumeInferer(Inferer):
         ignore_value: int | None = None,
     ) -> None:
         if protocol not in ("volume", "paper"):
-            raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}.")
+            raise ValueError(f"protocol must be 'volume' or 'paper', got {protocol!r}. The default is volume.")
         if organs is not None:
             _check_organs(organs, ignore_value)
-        self.organs = organs
-        self.protocol = protocol
+        self.organs, self.protocol = organs, protocol
         self.matching = ChunkMatching() if matching is None else matching
         self.head = None if head is None else head.eval()
         self.encode = SliceEncoder(slice_batch, precision)
         files = [prototypes] if isinstance(prototypes, str | Path) else prototypes or []
-        self.library = SupportLibrary(
-            support,
-            self.encode,
-            self.matching,
-            self.head,
-            organs,
-            [Path(file) for file in files],
-            preprocessing,
-            annotated,
-            ignore_value,
-        )
+        settings = ([Path(file) for file in files], preprocessing, annotated, ignore_value)
+        self.library = SupportLibrary(support, self.encode, self.matching, self.head, organs, *settings)
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: ALPNet, *args: Any, label: Tensor | None = None, **kwargs: Any
@@ -104,24 +94,24 @@ class VolumeInferer(Inferer):
 
         Args:
             inputs: Query volumes ``(B, 1, H, W, Z)``.
-            network: The trained network; it is used as it is, so set it to eval mode.
+            network: The trained network, in eval mode; the mode is not changed here.
             *args: Not used.
             label: The queries' organ ids, ``(B, 1, H, W, Z)``; read by the ``"paper"`` protocol only.
             **kwargs: Not used.
 
         Returns:
-            ``(B, O, H, W, Z)``, foreground minus background logit of each organ: the organ is where it is above 0.
-            It carries the meta of ``inputs`` and, under ``organ_ids``, the ids of the channels' organs, and under
-            ``explained`` the mean of the larger logit, best organ, where the scan is brighter than its mean, and under
-            ``support_components`` and ``support_milliliters`` what the annotated scans show of the organs' shapes,
-            and under ``intensity_distance`` the mean distance of the intensities' quantiles to those of the most
+            Scores ``(B, O, H, W, Z)``: foreground minus background logit of each organ, above 0 inside the organ. They
+            carry the meta of ``inputs`` and in addition ``organ_ids``, the organ id of each channel; ``explained``,
+            the mean over the body (brighter than the scan's mean) of the largest logit of any class;
+            ``support_components`` and ``support_milliliters``, the organs' shapes in the annotated scans; and
+            ``intensity_distance``, the mean distance between the quantiles of the intensities and those of the most
             similar annotated scan.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
         """
         if self.protocol == "paper" and label is None:
-            raise ValueError("the 'paper' protocol needs the query's label; without one use protocol 'volume'.")
+            raise ValueError("the 'paper' protocol needs the query's label, got none. Set protocol to 'volume'.")
         meta = dict(getattr(inputs, "meta", {}))
         support = self.pool(network, inputs.device, meta.get(SUPPORT))
         extents: list[Extents | None] = [None] * len(inputs)
@@ -137,7 +127,7 @@ class VolumeInferer(Inferer):
         return MetaTensor(scores[0][None] if len(scores) == 1 else torch.stack(scores), meta=meta)
 
     def organ_names(self) -> dict[str, int]:
-        """Return the names and ids of the organs; those without a name are called ``organ_<id>``."""
+        """Return the names and ids of the organs; an organ without a name is called ``organ_<id>``."""
         return self.library.organ_names()
 
     def support_scans(self) -> list[Mapping[str, Any]]:
@@ -145,7 +135,7 @@ class VolumeInferer(Inferer):
         return self.library.scans()
 
     def pool(self, network: ALPNet, device: torch.device, files: Sequence[Mapping[str, Any]] | None = None) -> Support:
-        """Put the annotated scans together; see ``SupportLibrary.pool``."""
+        """Pool the annotated scans into one support; see ``SupportLibrary.pool``."""
         return self.library.pool(network, device, files)
 
     def save_prototypes(self, path: str | Path, network: ALPNet, device: torch.device | str = "cpu") -> None:
@@ -156,19 +146,19 @@ class VolumeInferer(Inferer):
     def score(
         self, volume: Tensor, features: Features, support: Support, extents: Extents | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Score a scan that is encoded already.
+        """Score a scan that is already encoded.
 
         Args:
             volume: The scan, ``(1, H, W, Z)``.
-            features: Its slices, as ``encode`` returns them.
-            support: As ``pool`` returns it.
+            features: The features of its slices, from ``encode``.
+            support: The support, from ``pool``.
             extents: First and last slice of each organ, in the ``"paper"`` protocol.
 
         Returns:
-            The scores ``(O, H, W, Z)``, and ``(1,)`` what ``explained`` is; see ``__call__``.
+            The scores ``(O, H, W, Z)``, and ``explained``, ``(1,)``; see ``__call__``.
         """
         query = plain(volume)
-        # Slice by slice into its place: a second copy of a large volume's scores would be all that memory holds.
+        # Written slice by slice: a second copy of a large volume's scores might not fit into memory.
         scores = query.new_empty(query.shape[-1], len(support.organs), *query.shape[1:3], dtype=torch.float32)
         nearest = []
         for z, (margins, best) in enumerate(support.score(features, extents)):
@@ -179,23 +169,23 @@ class VolumeInferer(Inferer):
 
 
 def _mean_in_body(nearest: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the mean over the body ``(1,)``, of the whole scan if none of it is brighter than its mean.
+    """Return the mean over the body, ``(1,)``; over the whole scan if no voxel is above 0.
 
-    So a scan is that was standardized by the training set's mean and is darker everywhere.
+    The latter happens if a scan is standardized by the training set's mean and darker everywhere.
     """
     values = torch.cat([best[body] for best, body in nearest])
     return (values if len(values) else torch.stack([best for best, _ in nearest])).mean().float()[None]
 
 
 def _intensity_distance(volume: Tensor, support: Support) -> Tensor:
-    """Return how far the intensities are from the most similar annotated scan's, ``(1,)``; NaN if none is known."""
+    """Return the distance of the intensities to the most similar annotated scan's, ``(1,)``; NaN if none is known."""
     own = intensity_profile(volume)
     distances = [(own - profile).abs().mean() for profile in support.profiles]
     return torch.stack(distances).amin()[None] if distances else torch.full((1,), torch.nan)
 
 
 def _about(support: Support, scans: int) -> dict[str, Tensor]:
-    """Return the meta of scores that comes from the support, the same for each scan of a batch."""
+    """Return the meta of scores that describes the support, the same for each scan of a batch."""
     shapes = [support.shapes.get(organ, ()) for organ in support.organs]
     return {
         ORGAN_IDS: torch.tensor([support.organs] * scans),
@@ -215,11 +205,11 @@ def _check_organs(organs: Any, ignore_value: int | None) -> None:
     whole = all(isinstance(organ, int) and not isinstance(organ, bool) and organ > 0 for organ in ids)
     if not ids or not whole or len(set(ids)) < len(ids):
         raise ValueError(
-            f"organs must give each organ's name an id of its own, a whole number above 0, such as {{liver: 1}}, got "
-            f"{organs!r}."
+            f"organs must give each organ's name its own id, a whole number above 0, got {organs!r}. "
+            "Write, for example, {liver: 1, spleen: 2}."
         )
     if ignore_value in ids:
         raise ValueError(
-            f"organs has the id {ignore_value}, which ignore_value says is neither organ nor background. Set "
+            f"organs has the id {ignore_value}, but ignore_value marks it as neither organ nor background. Set "
             "ignore_value to another value, or to null."
         )

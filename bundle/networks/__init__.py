@@ -1,4 +1,4 @@
-"""Networks: from images to prototypes to logits. Tensors in, tensors out; nothing here knows of files."""
+"""Networks: images to prototypes to logits. Tensors in, tensors out; only ``weights`` reads files."""
 
 from bundle.networks.alpnet import AlignedALPNet, ALPNet, PrototypeHead
 from bundle.networks.classifier import CosineClassifier, TopKClassifier

@@ -13,11 +13,11 @@ from bundle.networks.prototypes import BackgroundPrototypes, ForegroundPrototype
 
 
 class PrototypeHead(nn.Module):
-    """Features of a support -> prototypes of two classes -> scores of a query. It has no parameters.
+    """Support features -> prototypes of two classes -> scores of a query. It has no parameters.
 
     Args:
         foreground: Maps features ``(K, D, h, w)`` and a mask ``(K, 1, h, w)`` to prototypes ``(N, D)``.
-        background: The same, for the pixels outside the mask.
+        background: The same for the pixels outside the mask.
         classifier: Maps features ``(D, h, w)`` and prototypes ``(N, D)`` to scores ``(h, w)``.
     """
 
@@ -37,7 +37,7 @@ class PrototypeHead(nn.Module):
         return self.background(support, 1 - mask), self.foreground(support, mask)
 
     def score(self, query: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
-        """Return the ``(2, h, w)`` logits of ``query (D, h, w)`` for the prototypes of the two classes."""
+        """Return the ``(2, h, w)`` logits of ``query (D, h, w)``, given the prototypes of the two classes."""
         return torch.stack([self.classifier(query, background), self.classifier(query, foreground)])
 
 
@@ -48,18 +48,18 @@ class ALPNet(PrototypeHead):
                   ├──> encoder ────┤                             ├──> classifier ──> logits
         query  ───┘                └──> query features ──────────┘
 
-    With nothing but an encoder it is the paper's head: cells of 4 x 4 in training mode and 2 x 2 in eval
-    mode, coverage above 0.95, cosine times 20.
+    The defaults are the paper's head: cells of 4 x 4 in training mode and 2 x 2 in eval mode, coverage above 0.95,
+    cosine times 20.
 
     Args:
         encoder: Maps images ``(B, C, H, W)`` to features ``(B, D, h, w)``.
         foreground: Maps features ``(K, D, h, w)`` and a mask ``(K, 1, h, w)`` to prototypes ``(N, D)``.
-        background: The same, for the pixels outside the mask.
+        background: The same for the pixels outside the mask.
         classifier: Maps features ``(D, h, w)`` and prototypes ``(N, D)`` to scores ``(h, w)``.
-        level: Of an encoder that returns several feature maps, as MONAI's do, which one is taken; -1 is the last.
+        level: Which feature map to use if the encoder returns several, as MONAI's do; -1 is the last.
 
     Raises:
-        ValueError: In use, if the encoder returns several feature maps and no level is given, or another one.
+        ValueError: In ``forward``, if the encoder returns several feature maps and ``level`` selects none of them.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class ALPNet(PrototypeHead):
     def forward(
         self, query_image: Tensor, support_image: Tensor | None = None, support_mask: Tensor | None = None
     ) -> Tensor:
-        """Segment each query in the class that its support masks show.
+        """Segment in each query the class of its support masks.
 
         Args:
             query_image: ``(B, C, H, W)``.
-            support_image: The K shots of each episode, ``(B, K, C, H, W)``. ``None`` means K = 0: no class
-                was shown, both scores are 0, and every pixel goes to the background.
+            support_image: The K shots of each episode, ``(B, K, C, H, W)``. ``None`` means K = 0: both scores are 0
+                and every pixel is background.
             support_mask: Their foreground in {0, 1}, ``(B, K, 1, H, W)``.
 
         Returns:
@@ -90,7 +90,7 @@ class ALPNet(PrototypeHead):
             gives foreground logits of 0, a full one background logits of 0.
 
         Raises:
-            ValueError: If the three shapes do not belong together.
+            ValueError: If the three shapes do not match.
         """
         if support_image is None or support_mask is None:
             batch, _, height, width = query_image.shape
@@ -102,7 +102,7 @@ class ALPNet(PrototypeHead):
     def features(self, images: Tensor) -> Tensor:
         """Return the ``(B, D, h, w)`` features of ``images (B, C, H, W)``."""
         features = self.encoder(images)
-        if not torch.jit.is_scripting():  # TorchScript knows modules that return a tensor
+        if not torch.jit.is_scripting():  # TorchScript only takes encoders that return one tensor
             features = one_feature_map(features, self.level)
         return features
 
@@ -110,7 +110,7 @@ class ALPNet(PrototypeHead):
         """Return query features ``(B, D, h, w)`` and support features ``(B, K, D, h, w)``."""
         _check_episode(query_image, support_image, support_mask)
         batch, shots = support_image.shape[0], support_image.shape[1]
-        # One pass for both, so that batch norm sees support and query together.
+        # One pass for both: batch norm must see support and query together.
         features = self.features(torch.cat([support_image.flatten(0, 1), query_image]))
         support = features[: batch * shots].unflatten(0, (batch, shots))
         return features[batch * shots :], support
@@ -123,7 +123,7 @@ class ALPNet(PrototypeHead):
             support: ``(B, K, D, h, w)``.
             mask: Foreground in [0, 1] at feature resolution, ``(B, K, 1, h, w)``.
         """
-        # An episode at a time: the number of prototypes differs from one to the next.
+        # One episode at a time: the number of prototypes differs between episodes.
         logits = []
         for episode in range(query.shape[0]):
             background, foreground = self.prototypes(support[episode], mask[episode])
@@ -132,11 +132,11 @@ class ALPNet(PrototypeHead):
 
 
 class AlignedALPNet(nn.Module):
-    """What training runs: ALPNet, and the way back from query to support (paper, section 3.4; PANet).
+    """ALPNet in training, with prototypical alignment from query to support (paper, section 3.4; PANet).
 
-    The predicted query mask becomes the support, and each support image a query. A module of its own, so
-    that ``ALPNet`` always returns one tensor, and so that it can be compiled or distributed as a whole. Its state
-    dictionary has the names of ``ALPNet``'s: in federated learning, weights go from one to the other.
+    The query with its predicted mask becomes the support, and each support image becomes a query. This is a module of
+    its own so that ``ALPNet`` always returns one tensor, and so that it can be compiled or distributed as a whole. Its
+    state dictionary has the same names as ``ALPNet``'s, so that federated learning can exchange weights between them.
 
     Args:
         network: The network that is trained; it holds all parameters.
@@ -149,7 +149,7 @@ class AlignedALPNet(nn.Module):
         self.register_load_state_dict_pre_hook(_as_named_by_the_module)
 
     def forward(self, query_image: Tensor, support_image: Tensor, support_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment the queries, then the supports from the queries.
+        """Segment the queries from the supports, then the supports from the queries.
 
         Args:
             query_image: ``(B, C, H, W)``.
@@ -167,9 +167,9 @@ class AlignedALPNet(nn.Module):
         )
 
     def align(self, query: Tensor, support: Tensor, logits: Tensor) -> Tensor:
-        """Return the ``(B, K, 2, h, w)`` logits of the supports, given the queries as segmented by ``logits``.
+        """Return the ``(B, K, 2, h, w)`` logits of the supports, given the queries and their predicted masks.
 
-        The predicted mask is the hard argmax, at feature resolution and without gradient; ties are background.
+        The predicted mask is the argmax of ``logits`` at feature resolution, without gradient; ties are background.
         """
         mask = logits.argmax(dim=1, keepdim=True).to(query.dtype)
         aligned = []
@@ -180,15 +180,15 @@ class AlignedALPNet(nn.Module):
 
 
 def one_feature_map(output: Any, level: int | None = None) -> Tensor:
-    """Return the feature map ``(B, D, h, w)`` of an encoder's output, the one at ``level`` of several.
+    """Return the feature map ``(B, D, h, w)`` of an encoder's output; of several maps, the one at ``level``.
 
     Raises:
-        ValueError: If the output is none, or there are several and ``level`` names none of them.
+        ValueError: If the output is not a feature map, or there are several and ``level`` selects none of them.
     """
     if isinstance(output, list | tuple):
         if level is None or not -len(output) <= level < len(output):
             raise ValueError(
-                f"the encoder returns {len(output)} feature maps, and one is needed, got level {level}. Set the "
+                f"the encoder returns {len(output)} feature maps and the network needs one, got level {level}. Set the "
                 f"network's level to a number from 0 to {len(output) - 1}, or to -1 for the last."
             )
         output = output[level]
@@ -199,13 +199,13 @@ def one_feature_map(output: Any, level: int | None = None) -> Tensor:
 
 
 def _as_named_by_the_network(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-    """Take ``network.`` out of the names, in place."""
+    """Remove the prefix ``network.`` from the names, in place."""
     for key in [key for key in state if key.startswith(f"{prefix}network.")]:
         state[prefix + key.removeprefix(f"{prefix}network.")] = state.pop(key)
 
 
 def _as_named_by_the_module(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-    """Put ``network.`` into the names, in place."""
+    """Add the prefix ``network.`` to the names, in place."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}network.{key.removeprefix(prefix)}"] = state.pop(key)
 
@@ -226,17 +226,18 @@ def _check_episode(query_image: Tensor, support_image: Tensor, support_mask: Ten
     if query_image.dim() != 4 or support_image.dim() != 5 or support_mask.dim() != 5:
         raise ValueError(
             "an episode is query_image (B, C, H, W), support_image (B, K, C, H, W) and support_mask (B, K, 1, H, W), "
-            f"got {list(query_image.shape)}, {list(support_image.shape)} and {list(support_mask.shape)}."
+            f"got {list(query_image.shape)}, {list(support_image.shape)} and {list(support_mask.shape)}. Add the "
+            "missing axes."
         )
     same_batch = query_image.shape[0] == support_image.shape[0]
     same_size = query_image.shape[1:] == support_image.shape[2:]
     if not same_batch or not same_size or support_image.shape[1] < 1:
         raise ValueError(
             f"support_image must be (B, K, C, H, W) with K >= 1 and the query's B, C, H, W = "
-            f"{list(query_image.shape)}, got {list(support_image.shape)}."
+            f"{list(query_image.shape)}, got {list(support_image.shape)}. Bring the support to the query's shape."
         )
     if support_mask.shape[:2] != support_image.shape[:2] or support_mask.shape[3:] != support_image.shape[3:]:
         raise ValueError(
             f"support_mask must be (B, K, 1, H, W) and match support_image {list(support_image.shape)}, "
-            f"got {list(support_mask.shape)}."
+            f"got {list(support_mask.shape)}. Give one mask for each support image."
         )

@@ -1,4 +1,4 @@
-"""Encoders: images (B, C, H, W) -> features (B, D, h, w), each pixel of which stands for 8 x 8 of the image."""
+"""Encoders: images (B, C, H, W) -> features (B, D, h, w), with one feature for every 8 x 8 pixels of the image."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ BLOCKS = {
     50: ("bottleneck", [3, 4, 6, 3]),
     101: ("bottleneck", [3, 4, 23, 3]),
 }
-"""Kind of block and blocks a stage, by depth (He et al. 2016)."""
+"""Kind of block and number of blocks in each stage, by depth (He et al. 2016)."""
 
 
 class ResNetEncoder(nn.Module):
     """A ResNet of output stride 8 and a 1 x 1 projection, as in the paper (section 4).
 
-    The trunk is MONAI's ResNet with dilation in place of the strides of layer3 and layer4, which is
-    torchvision's DeepLabV3 backbone. Parameters are named ``backbone.<torchvision name>`` and
-    ``localconv.weight``, so checkpoints of torchvision and of the authors' code load.
+    The trunk is MONAI's ResNet with dilation in place of the strides of layer3 and layer4, the same as torchvision's
+    DeepLabV3 backbone. Parameters are named ``backbone.<torchvision name>`` and ``localconv.weight``, so that
+    checkpoints of torchvision and of the authors' code can be loaded.
 
     Args:
         depth: 18, 34, 50 or 101 layers.
-        last_stage: Where the trunk ends, ``"layer3"`` or ``"layer4"``.
-        out_channels: Channels ``D`` of the features; ``None`` leaves the projection out.
+        last_stage: Last stage of the trunk, ``"layer3"`` or ``"layer4"``.
+        out_channels: Channels ``D`` of the features; ``None`` omits the projection.
         weights: A checkpoint file, or ``"imagenet"`` / ``"coco"`` to let torchvision download one, or
-            ``None`` for a random start.
+            ``None`` for random weights.
         train_batch_norm: If false, batch norm keeps its running statistics and its parameters.
-        identity_projection: Start the projection as the identity; it needs ``out_channels`` equal to the
+        identity_projection: Initialize the projection as the identity; it needs ``out_channels`` equal to the
             channels of the last stage.
         in_channels: Channels ``C`` of the image.
 
@@ -87,17 +87,17 @@ class ResNetEncoder(nn.Module):
         return self
 
     def for_inference(self) -> ResNetEncoder:
-        """Return a copy that gives the same features, but for rounding, sooner: batch norm is part of the convolutions.
+        """Return a faster copy with batch norm fused into the convolutions; features are equal up to rounding.
 
         Raises:
             ValueError: In training mode, where batch norm depends on the batch.
         """
         if self.training:
-            raise ValueError("batch norm becomes part of convolutions in eval mode only. Call eval() first.")
+            raise ValueError("batch norm can be fused into convolutions in eval mode only. Call eval() first.")
         fast = copy.deepcopy(self)
         for module in fast.modules():
             parts = dict(module.named_children())
-            # A norm follows its convolution: bn1 after conv1 in trunk and blocks, 1 after 0 in shortcuts.
+            # Each norm follows its convolution: bn1 follows conv1 in trunk and blocks, 1 follows 0 in shortcuts.
             for name, norm in parts.items():
                 if isinstance(norm, nn.BatchNorm2d):
                     before = name.replace("bn", "conv") if name.startswith("bn") else str(int(name) - 1)
@@ -116,19 +116,19 @@ class ResNetEncoder(nn.Module):
 
 
 def _check_switches(**switches: bool) -> None:
-    """Refuse words: ``--...#train_batch_norm false`` is the word "false", which Python counts as true."""
+    """Refuse texts: ``--...#train_batch_norm false`` gives the text "false", which is true in Python."""
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got the text {value!r}. Write True or False for it.")
+            raise ValueError(f"{name} must be true or false, got the text {value!r}. Write True or False instead.")
 
 
 def _dilated_resnet(depth: int, last_stage: str, in_channels: int) -> nn.Sequential:
     if depth not in BLOCKS:
-        raise ValueError(f"depth must be 18, 34, 50 or 101, got {depth!r}.")
+        raise ValueError(f"depth must be 18, 34, 50 or 101, got {depth!r}. Set the encoder's depth to one of them.")
     if last_stage not in ("layer3", "layer4"):
-        raise ValueError(f"last_stage must be 'layer3' or 'layer4', got {last_stage!r}.")
+        raise ValueError(f"last_stage must be 'layer3' or 'layer4', got {last_stage!r}. The paper uses layer4.")
     kind, layers = BLOCKS[depth]
-    # Not ResNetFeatures: its ResNet-18 and -34 have shortcuts without weights, unlike torchvision's.
+    # Not MONAI's ResNetFeatures: its ResNet-18 and -34 have shortcuts without weights, unlike torchvision's.
     resnet = ResNet(
         kind,
         layers,
@@ -140,7 +140,7 @@ def _dilated_resnet(depth: int, last_stage: str, in_channels: int) -> nn.Sequent
         bias_downsample=False,
         feed_forward=False,
     )
-    # As torchvision does: the first block of a stage keeps the dilation of the stage before it.
+    # As in torchvision, the first block of a stage keeps the dilation of the previous stage.
     _dilate(resnet.layer3, first=1, rest=2)
     _dilate(resnet.layer4, first=2, rest=4)
     stages = ["conv1", "bn1", "act", "maxpool", "layer1", "layer2", "layer3", "layer4"]
@@ -165,7 +165,8 @@ def _projection(channels: int, out_channels: int | None, identity: bool) -> nn.M
     if identity:
         if channels != out_channels:
             raise ValueError(
-                f"identity_projection needs out_channels equal to the trunk's {channels} channels, got {out_channels}."
+                f"identity_projection needs out_channels equal to the trunk's channels, got {out_channels}. "
+                f"Set out_channels to {channels}."
             )
         with torch.no_grad():
             projection.weight.copy_(torch.eye(channels)[..., None, None])

@@ -1,8 +1,8 @@
-"""Prototypes: a class seen in the support, as a handful of feature vectors.
+"""Prototypes: a class of the support, represented by a few feature vectors.
 
     features (K, D, h, w)  +  mask (K, 1, h, w)   ->   prototypes (N, D)
 
-Every pooling here has that signature, so the config can swap one for another.
+Every pooling here has this signature, so the config can swap one for another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def masked_average_pool(features: Tensor, mask: Tensor, eps: float = 1e-5) -> Te
     Args:
         features: Support features, ``(K, D, h, w)``.
         mask: Soft mask in [0, 1] at feature resolution, ``(K, 1, h, w)``.
-        eps: Added to the mask area in feature-map pixels, so that an empty mask gives zeros and not NaN.
+        eps: Added to the mask's area in feature-map pixels, so that an empty mask gives zeros and not NaN.
 
     Returns:
         One prototype a shot, ``(K, D)``; zeros for a shot whose mask is empty.
@@ -48,9 +48,9 @@ class ClassPrototype(nn.Module):
 class LocalPrototypes(nn.Module):
     """Adaptive local prototype pooling (paper, section 3.2, eq. 1).
 
-    Each cell of the feature map gives one prototype, its plain mean, if the mask covers more than
-    ``min_coverage`` of the cell. Cells are laid from the top left; rows and columns
-    that fill no whole cell are left out.
+    Each cell of the feature map gives one prototype, its unweighted mean, if the mask covers more than
+    ``min_coverage`` of the cell. Cells start at the top left; rows and columns that do not fill a whole cell are
+    left out.
 
     Args:
         window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
@@ -79,11 +79,11 @@ class LocalPrototypes(nn.Module):
 
 
 class ForegroundPrototypes(nn.Module):
-    """The paper's foreground: local prototypes and one class-level prototype a shot.
+    """The paper's foreground: local prototypes and one class-level prototype for each shot.
 
-    Where no cell is covered, there is only the class-level prototype, averaged over shots. Whether a cell
-    is covered is asked of cells of size ``rule_window``, in training and at test time alike, as the
-    authors' code does (docs/method.md): a small organ has no local prototypes although a 2 x 2 cell would fit.
+    If no cell is covered, only the class-level prototype is used, averaged over shots. Coverage is decided on cells of
+    size ``rule_window``, in training and at test time, as in the authors' code (docs/method.md): a small organ has no
+    local prototypes although a 2 x 2 cell would fit.
 
     Args:
         window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
@@ -120,17 +120,17 @@ class BackgroundPrototypes(nn.Module):
     """The paper's background: local prototypes alone.
 
     Where no cell is covered the authors' code raises, and its training loop skips the episode. Here the
-    class-level prototype stands in, so that every episode has a result (docs/method.md).
+    class-level prototype is used instead, so that every episode has a result (docs/method.md).
 
     Cells that are neither covered by the foreground nor free of it are mixed. The paper's text gives every cell that
-    the foreground does not cover to the background (section 3.2); the authors' code drops the mixed ones.
+    the foreground does not cover to the background (section 3.2); the authors' code drops the mixed cells.
 
     Args:
         window: Side of a cell in training mode, or its ``(rows, columns)``, in feature-map pixels, >= 1.
         eval_window: The same in eval mode; ``None`` means as in training.
         min_coverage: Share of a cell that the mask must cover, in [0, 1).
-        mixed_cells: ``"drop"`` as the code does, or ``"background"`` as the paper says: a cell is the background's if
-            the foreground, what ``mask`` leaves out, covers less than ``min_coverage`` of it.
+        mixed_cells: ``"drop"`` as in the authors' code, or ``"background"`` as in the paper's text: a cell is
+            background if the foreground (the complement of ``mask``) covers less than ``min_coverage`` of it.
 
     Raises:
         ValueError: If a window is below 1, ``min_coverage`` lies outside [0, 1), or ``mixed_cells`` is unknown.
@@ -145,9 +145,12 @@ class BackgroundPrototypes(nn.Module):
     ) -> None:
         super().__init__()
         if mixed_cells not in ("drop", "background"):
-            raise ValueError(f"mixed_cells must be 'drop' or 'background', got {mixed_cells!r}.")
+            raise ValueError(f"mixed_cells must be 'drop' or 'background', got {mixed_cells!r}. The default is 'drop'.")
         if mixed_cells == "background" and min_coverage == 0:
-            raise ValueError("min_coverage must be above 0 with mixed_cells 'background', or no cell is left for it.")
+            raise ValueError(
+                "min_coverage must be above 0 with mixed_cells 'background', or no cell is background, got 0. "
+                "The paper uses 0.95."
+            )
         self.mixed_cells = mixed_cells
         coverage = _checked_coverage(min_coverage)
         self.local = LocalPrototypes(window, eval_window, coverage if mixed_cells == "drop" else 1 - coverage)
@@ -182,11 +185,13 @@ def _checked_window(name: str, window: Window) -> tuple[int, int]:
 
 
 def _fits(window: tuple[int, int], features: Tensor) -> bool:
-    """Tell whether ``(..., h, w)`` holds a whole cell."""
+    """Return whether a map ``(..., h, w)`` holds a whole cell."""
     return window[0] <= features.shape[-2] and window[1] <= features.shape[-1]
 
 
 def _checked_coverage(min_coverage: float) -> float:
     if not 0 <= min_coverage < 1:
-        raise ValueError(f"min_coverage must be in [0, 1), a share of the cell, got {min_coverage}.")
+        raise ValueError(
+            f"min_coverage, a share of the cell, must be in [0, 1), got {min_coverage}. The paper uses 0.95."
+        )
     return float(min_coverage)

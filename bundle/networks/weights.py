@@ -1,4 +1,4 @@
-"""Load published weights into a trunk: every tensor finds its place, or the mismatch is named."""
+"""Load weights into a trunk or a whole network: every tensor must match, or the error lists the mismatches."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ TORCHVISION_WEIGHTS = {
     ("coco", 50): "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
     ("coco", 101): "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
 }
-"""What torchvision calls the weights that it can download."""
+"""torchvision's names of the weights that it can download."""
 
 HEADS = ("fc.", "classifier.", "aux_classifier.", "localconv.", "layer4.")
-"""Parts of a checkpoint that a trunk may leave unused: heads, and the stage that was cut off."""
+"""Parts of a checkpoint that a trunk may leave unused: heads, and the omitted stage."""
 
 
 def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) -> None:
     """Load a checkpoint into a ResNet trunk, in place.
 
-    Takes the state dictionaries of torchvision (ResNet, DeepLabV3), of this bundle and of the authors' code.
+    Accepts the state dictionaries of torchvision (ResNet, DeepLabV3), of this bundle and of the authors' code.
 
     Args:
         backbone: The trunk, with torchvision's parameter names.
-        weights: A file, or ``"imagenet"`` / ``"coco"`` for torchvision's download.
-        depth: Layers of the trunk; it chooses the download.
+        weights: A file, or ``"imagenet"`` / ``"coco"`` to download torchvision's.
+        depth: Layers of the trunk; it selects the download.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If a tensor is missing, left over or of another shape; the message lists them.
+        ValueError: If a tensor is missing, unexpected or of another shape; the message lists them.
     """
     state = _download(str(weights), depth) if str(weights) in ("imagenet", "coco") else _read(Path(weights))
     state = _trunk_of(state)
     expected = backbone.state_dict()
-    # Left out by old checkpoints, and not used: it only counts training batches.
+    # Old checkpoints lack num_batches_tracked, and it is not needed: it only counts training batches.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected and not key.startswith(HEADS)]
     _refuse_misfits(weights, f"a ResNet-{depth}", missing, unexpected, _reshaped(state, expected))
@@ -51,22 +51,22 @@ def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) 
 def load_network(
     network: nn.Module, path: str | Path | None, device: torch.device | str = "cpu", compile_encoder: bool = False
 ) -> nn.Module:
-    """Load trained weights into a whole network and move it to a device, channels last: convolutions are faster so.
+    """Load trained weights into a whole network and move it to a device, channels last for faster convolutions.
 
     Args:
         network: The network, as the config builds it.
-        path: ``model.pt``, or a training's checkpoint; ``None`` leaves the network untrained.
-        device: Where it goes.
-        compile_encoder: Whether its ``encoder`` is compiled when it is first used (``torch.compile``). The head is
-            not: it sees another number of prototypes each time.
+        path: ``model.pt`` or a training checkpoint; ``None`` leaves the network untrained.
+        device: The device to move it to.
+        compile_encoder: Whether its ``encoder`` is compiled at first use (``torch.compile``). The head is not, since
+            its number of prototypes changes with every call.
 
     Returns:
         The network itself.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it was made by a network of other parts or sizes, or holds numbers that are not finite; the
-            message lists the tensors.
+        ValueError: If the weights belong to another architecture, or hold values that are not finite; the message
+            lists the tensors.
     """
     if path is not None:
         load_weights(network, path)
@@ -77,15 +77,16 @@ def load_network(
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load trained weights into a whole network, wherever it is.
+    """Load trained weights into a whole network, on any device.
 
     Args:
         network: The network.
-        path: ``model.pt``, or a training's checkpoint.
+        path: ``model.pt`` or a training checkpoint.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it was made by a network of other parts or sizes; the message lists the tensors.
+        ValueError: If the weights belong to another architecture, or hold values that are not finite; the message
+            lists the tensors.
     """
     state, expected = _read(Path(path)), network.state_dict()
     _refuse_misfits(
@@ -99,7 +100,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def trainable_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that training changes, for an optimizer."""
+    """Return the parameters that are trained, for an optimizer."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
@@ -118,7 +119,7 @@ def _refuse_misfits(
         raise ValueError(
             f"the weights {path} do not fit {network}: missing {_listed(missing)}; unexpected {_listed(unexpected)}; "
             f"of another shape {_listed(reshaped)}. Set the encoder's depth, last_stage and out_channels to those "
-            "that the weights were made with."
+            "of the weights."
         )
 
 
@@ -126,37 +127,43 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights at {path}. Give the path of a checkpoint, 'imagenet' or 'coco' to let torchvision "
-            "download one, or null ('$None' on the command line) for a random start."
+            "download one, or null ('$None' on the command line) for random weights."
         )
     state = read_tensors(path, "Copy it again, or give another checkpoint.")
     for wrapper in ("state_dict", "model", "network"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a state dictionary (names and tensors), got {type(state).__name__}.")
+        raise ValueError(
+            f"{path} must hold a state dictionary (names and tensors), got {type(state).__name__}. "
+            "Give another checkpoint."
+        )
     broken = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise ValueError(
-            f"the weights {path} hold numbers that are not finite in {_listed(broken)}. Take another file."
+            f"weights must be finite numbers, but {path} holds NaN or infinity in {_listed(broken)}. "
+            "Give another checkpoint."
         )
     return dict(state)
 
 
 def _download(name: str, depth: int) -> dict[str, Tensor]:
     if (name, depth) not in TORCHVISION_WEIGHTS:
-        raise ValueError(f"torchvision has no {name!r} weights for depth {depth}; give a path or null.")
+        raise ValueError(
+            f"torchvision has no {name!r} weights for depth {depth}. Give the path of a checkpoint, or null."
+        )
     try:
         from torchvision.models import get_weight
     except ImportError as error:
         raise ValueError(
-            f"weights {name!r} are downloaded by torchvision, which is not installed. "
+            f"torchvision downloads the weights {name!r}, and it is not installed. "
             "Install torchvision, or give the path of a checkpoint."
         ) from error
     return dict(get_weight(TORCHVISION_WEIGHTS[name, depth]).get_state_dict(progress=True))
 
 
 def _trunk_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip what stands before torchvision's names: ``encoder.`` (ours, the authors') and ``backbone.`` (DeepLab)."""
+    """Strip the prefixes of torchvision's names: ``encoder.`` (ours, the authors') and ``backbone.`` (DeepLab)."""
     for prefix in ("encoder.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -1,1 +1,1 @@
-"""Training: episodes -> loss -> weights, with checkpoints, a log and pictures."""
+"""Training: episodes -> loss -> weights, with checkpoints, a log and pictures of episodes."""

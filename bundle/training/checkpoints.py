@@ -1,4 +1,4 @@
-"""Checkpoints: a training can go on exactly where it was stopped."""
+"""Checkpoints: training resumes exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -25,32 +25,35 @@ logger = logging.getLogger(__name__)
 CONTENT = ("scaler", "step", "planned", "made_with", "random")
 """What a checkpoint holds besides network, optimizer and schedule."""
 
-ANEW = "or set resume to false to start anew."
+ANEW = "or set resume to false to start over."
 
 
-# Not ignite's Checkpoint with DiskSaver: that leaves the temporary file of a killed writer for ever, says of a full
-# disk what PyTorch says, and checks neither settings nor content, so all below but the event handlers would stay.
+# Not ignite's Checkpoint with DiskSaver: it never removes the temporary file of a killed writer, repeats PyTorch's
+# unclear message over a full disk, and compares neither settings nor content; only the event handlers would be saved.
 class Checkpoints:
-    """Save a training so that it can go on exactly, and its weights when it is done.
+    """Save checkpoints from which training resumes exactly, and the weights at the end.
 
-    ``last.pt`` is written every ``every`` steps and at the end, ``step_<n>.pt`` every ``keep_every`` steps: each
-    holds network, optimizer, schedule, step and random states, and is written beside its place and renamed, so a
-    kill leaves the one before. ``weights_file`` is the network's plain state dictionary, written at the end. Of
-    several processes the first reads and writes; a training goes on with any number of them.
+    ``last.pt`` is written every ``every`` steps and at the end, ``step_<n>.pt`` every ``keep_every`` steps. Each holds
+    network, optimizer, schedule, step and random states, and is written whole or not at all, so that a killed process
+    leaves the previous one intact. ``weights_file`` is the network's plain state dictionary, written at the end. With
+    several processes, the first one reads and writes; training may resume with a different number of them.
 
     Args:
         folder: Where checkpoints go.
         weights_file: Where the trained weights go.
-        network: What is trained.
+        network: The network to train.
         optimizer: Its optimizer.
-        lr_scheduler: Its schedule.
-        sampler: Counts the episodes; it is set to the first one that was not learned from yet.
-        batch_size: Episodes a step, of all processes together.
-        every: Steps between two ``last.pt``.
+        lr_scheduler: Its learning-rate schedule.
+        sampler: Counts the episodes; on resume it is set to the first unused one.
+        batch_size: Episodes in a step, of all processes together.
+        every: Steps between two writes of ``last.pt``.
         keep_every: Steps between checkpoints that are kept; 0 keeps none.
-        resume: Go on from ``last.pt`` where there is one, instead of starting anew.
-        settings: What shapes the weights besides network, optimizer and schedule, by name: numbers, the loss, the data
-            set, ... It is kept in the checkpoint and compared, all of it, when a training goes on.
+        resume: Whether to continue from ``last.pt`` if it exists, instead of starting over.
+        settings: Everything else that shapes the weights, by name: numbers, the loss, the data set, ... It is stored
+            in the checkpoint, and every entry is compared on resume.
+
+    Raises:
+        ValueError: If ``every`` or ``keep_every`` is out of range.
     """
 
     def __init__(
@@ -68,7 +71,10 @@ class Checkpoints:
         settings: dict[str, Any] | None = None,
     ) -> None:
         if every < 1 or keep_every < 0:
-            raise ValueError(f"checkpoints need every >= 1 and keep_every >= 0 steps, got {every} and {keep_every}.")
+            raise ValueError(
+                f"checkpoints need every >= 1 and keep_every >= 0 steps, got {every} and {keep_every}. "
+                "Set checkpoint_interval and keep_interval."
+            )
         self.folder, self.weights_file = Path(folder), Path(weights_file)
         self.parts = {"network": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.sampler, self.batch_size = sampler, batch_size
@@ -77,7 +83,7 @@ class Checkpoints:
 
     @functools.cached_property
     def made_with(self) -> dict[str, Any]:
-        """All that shapes the weights, as it is before the first step."""
+        """Everything that shapes the weights, described before the first step."""
         parts = {name: describe(part, weights=False) for name, part in self.parts.items()}
         return {"versions": library_versions(), **describe(self.settings), "batch_size": self.batch_size, **parts}
 
@@ -87,7 +93,7 @@ class Checkpoints:
         return self.folder / "last.pt"
 
     def attach(self, engine: Engine) -> None:
-        """Load when the engine starts, save while it runs."""
+        """Load a checkpoint when the engine starts, and save while it runs."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self.save)
         if self.keep_every:
@@ -95,31 +101,32 @@ class Checkpoints:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        """Go on from the last checkpoint, or set an old one aside."""
+        """Continue from the last checkpoint, or rename an old one."""
         if distributed.is_first():
             _ = self.made_with
-        if engine.state.iteration:  # a further round of federated learning goes on with what is in memory
+        if engine.state.iteration:  # a further round of federated learning continues from memory
             self.sampler.start = engine.state.iteration * self.batch_size
             return
-        # What the first process finds counts for all, also where the others do not see its files.
+        # The first process decides for all, since the others may not see its files.
         if distributed.from_first(self.resume and self.last.is_file()):
             self.restore(engine)
             logger.info("resumed %s at step %d", self.last, engine.state.iteration)
         elif not distributed.is_first():
             return
         elif self.resume:
-            logger.warning("there is no %s to resume from; starting at step 0", self.last)
+            logger.warning("there is no checkpoint %s to resume from; starting at step 0", self.last)
         elif self.last.is_file():
             aside = self.folder / "last_of_previous_run.pt"
             os.replace(self.last, aside)
-            logger.warning("starting anew; the checkpoint of an earlier run is now %s (resume=true goes on)", aside)
+            logger.warning(
+                "starting over; the checkpoint of an earlier run is now %s (resume=true continues it)", aside
+            )
 
     def restore(self, engine: Engine) -> None:
-        """Set everything to what ``last.pt`` holds.
+        """Restore the complete state from ``last.pt``.
 
         Raises:
-            ValueError: If the checkpoint is damaged, or of a training with other settings, or if the schedule would
-                start again.
+            ValueError: If the checkpoint is damaged or was made with other settings, or if the schedule would restart.
         """
         state = distributed.from_first(self._read(_planned(engine)) if distributed.is_first() else {})
         try:
@@ -127,7 +134,7 @@ class Checkpoints:
                 part.load_state_dict(state[name])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{self.last} does not fit this training: {error}. Set the keys that changed back, {ANEW}"
+                f"{self.last} does not fit this training: {error}. Set the changed keys back, {ANEW}"
             ) from error
         engine.state.iteration = state["step"]
         engine.state.epoch = state["step"] // engine.state.epoch_length
@@ -137,21 +144,21 @@ class Checkpoints:
         _set_random_states(state["random"], self._device())
 
     def _read(self, planned: int) -> dict[str, Any]:
-        """Return what ``last.pt`` holds, if it is of this training."""
+        """Return the content of ``last.pt``, if it belongs to this training."""
         state = read_tensors(self.last, f"Copy a kept step_<n>.pt over it, {ANEW}")
         if missing := [name for name in (*self.parts, *CONTENT) if name not in state]:
             raise ValueError(
-                f"{self.last} must hold what a training goes on with, but has no {', '.join(missing)}. Copy a kept "
+                f"{self.last} must hold the complete state of a training, but lacks {', '.join(missing)}. Copy a kept "
                 f"step_<n>.pt over it, {ANEW}"
             )
         if changed := changes(state["made_with"], self.made_with):
-            raise ValueError(f"{self.last} is of a training with other settings: {changed}. Set them back, {ANEW}")
+            raise ValueError(f"{self.last} was made with other settings: {changed}. Set them back, {ANEW}")
         end = _end_of(self.parts["lr_scheduler"])
         if state["planned"] <= end < planned:
             raise ValueError(
-                f"{self.last} is of a training whose learning rate comes to its end at step {end}, and must not go on "
-                f"to step {planned}, where it would have risen again. Set max_epochs back, or start anew with "
-                "a longer schedule (resume false)."
+                f"the schedule of {self.last} ends at step {end}, and training must not continue to step {planned}, "
+                "where the learning rate would have risen again. Set max_epochs back, or start over with a longer "
+                "schedule (resume false)."
             )
         return state
 
@@ -163,7 +170,7 @@ class Checkpoints:
         self._write(engine, self.last)
 
     def keep(self, engine: Engine) -> None:
-        """Write a checkpoint that stays."""
+        """Write a checkpoint that is kept."""
         self._write(engine, self.folder / f"step_{engine.state.iteration}.pt")
 
     def finish(self, engine: Engine) -> None:
@@ -179,12 +186,12 @@ class Checkpoints:
             write_tensors(self._state(engine), path)
 
     def _refuse_broken_weights(self, engine: Engine) -> None:
-        # The loss that was checked is of before the last update.
+        # The checked loss was computed before the last update.
         broken = [name for name, p in self.parts["network"].named_parameters() if not bool(torch.isfinite(p).all())]
         if broken:
             raise FloatingPointError(
-                f"{len(broken)} weights are not finite at step {engine.state.iteration}, {broken[0]} among them; "
-                "nothing was saved over the checkpoint before. Lower the learning rate."
+                f"weights must be finite, but {len(broken)} are not at step {engine.state.iteration}, such as "
+                f"{broken[0]}; the previous checkpoint is kept. Lower the learning rate."
             )
 
     def _state(self, engine: Engine) -> dict[str, Any]:
@@ -200,12 +207,12 @@ class Checkpoints:
 
 
 def _planned(engine: Engine) -> int:
-    """Return how many steps a training is to have."""
+    """Return the planned number of steps of a training."""
     return int(engine.state.max_epochs or 0) * int(engine.state.epoch_length or 0)
 
 
 def _end_of(schedule: Any) -> float:
-    """Return the step at which a schedule has done what it was made for: a cosine rises again after it."""
+    """Return the step at which a schedule ends; after it, a cosine would rise again."""
     if isinstance(schedule, SequentialLR):
         return schedule._milestones[-1] + _end_of(schedule._schedulers[-1])
     return getattr(schedule, "T_max", math.inf)
@@ -220,7 +227,7 @@ def _to_cpu(state: Any) -> Any:
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
-    """Return the state of every generator; the processes of a run draw alike, so the first one's are everybody's."""
+    """Return the states of all random generators; all processes draw the same numbers, so the first's states do."""
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     version, numbers, gauss_next = random.getstate()
     return {

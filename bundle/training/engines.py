@@ -1,4 +1,4 @@
-"""What MONAI's engines need to be told of episodes."""
+"""Adapters between episodes and MONAI's engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 
 
 class PrepareEpisode(PrepareBatch):
-    """Tell ``SupervisedTrainer`` which part of an episode is input, which is target and which is support."""
+    """Split an episode into input, target and support for ``SupervisedTrainer``."""
 
     def __call__(
         self,
@@ -34,10 +34,10 @@ class PrepareEpisode(PrepareBatch):
 
 
 class ValidateAtEnds:
-    """Validate before training, after it, and where a resumed training was stopped before its evaluation was done.
+    """Validate before training, after it, and again where a resumed training stopped before its validation was done.
 
-    ``ValidationHandler`` evaluates at the end of every ``interval`` epochs. Whether a run that was killed had finished
-    that is not known: a resumed one that starts at such an end evaluates again, and tables get the same rows.
+    ``ValidationHandler`` validates at the end of every ``interval`` epochs. Whether a killed run completed that is
+    not known: a resumed run that starts at such a point validates again, and tables get the same rows.
 
     Args:
         validator: The evaluator.
@@ -49,15 +49,17 @@ class ValidateAtEnds:
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
-        """Wait for the start and the end."""
+        """Register for the start and the end of training."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
-        """Validate what was not trained yet, or what a resumed training starts from."""
+        """Validate the untrained network, or the state that a resumed training starts from."""
         state = engine.state
         if not self.validator.scans:
-            print("no Dice will be printed: there is no annotated scan besides the support to compare with", flush=True)
+            print(
+                "no Dice will be printed: besides the support, there is no annotated scan to compare with", flush=True
+            )
         elif state.iteration == 0:
             self.validator.run(0)
         elif state.iteration == state.epoch * (state.epoch_length or 0) and state.epoch % self.interval == 0:

@@ -1,4 +1,4 @@
-"""What happens around a training run: progress, checkpoints, scalars and pictures, a stop when the loss breaks."""
+"""Handlers of a training run: progress bar, log, scalars and pictures, and a stop if the loss is not finite."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _one(output: Any) -> Any:
 
 
 class MeanLoss:
-    """Put the mean loss of all processes in place of this one's: what log, bar and ``StopOnBrokenLoss`` then see.
+    """Replace this process's loss by the mean over all processes, for log, bar and ``StopOnBrokenLoss``.
 
-    The output becomes a list of one dictionary, which is what MONAI's own handlers (MLflow) read.
+    The output becomes a list of one dictionary, as MONAI's own handlers (MLflow) expect it.
     """
 
     def attach(self, engine: Engine) -> None:
-        """Follow every iteration; attach it before the handlers that look at the loss."""
+        """Register for every iteration; attach it before the handlers that read the loss."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -51,14 +51,14 @@ class MeanLoss:
 
 
 class ProgressBar:
-    """A bar over all steps of a run, with the mean loss of the last ones where there is a loss.
+    """A progress bar over all steps of a run, with the mean loss of the last 50 steps if there is a loss.
 
-    Of several processes, the first draws its own.
+    With several processes, only the first one draws a bar.
 
     Args:
-        description: What stands before the bar.
+        description: The text in front of the bar.
         show_loss: Whether the engine's output has a loss.
-        unit: What one step is called.
+        unit: The name of one step.
     """
 
     def __init__(self, description: str, show_loss: bool = False, unit: str = "step") -> None:
@@ -69,7 +69,7 @@ class ProgressBar:
         self._losses: deque[float] = deque(maxlen=50)
 
     def attach(self, engine: Engine) -> None:
-        """Follow the engine."""
+        """Register the bar's events."""
         if not distributed.is_first():
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self.open)
@@ -77,21 +77,21 @@ class ProgressBar:
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self.close)
 
     def open(self, engine: Engine) -> None:
-        """Draw the bar, once, at the step that the run starts from."""
+        """Draw the bar once, starting at the run's first step."""
         if self._bar is None:
             state: Any = engine.state
-            # An evaluator counts epochs of the trainer, and runs one.
+            # An evaluator counts the trainer's epochs, but runs only one itself.
             epochs = 1 if isinstance(engine, Evaluator) else state.max_epochs
             self._bar = tqdm(
                 total=state.epoch_length * epochs,
                 initial=state.iteration,
                 desc=self.description,
                 unit=self.unit,
-                mininterval=2.0,  # a long training's log goes to files as often as to a screen
+                mininterval=2.0,  # the output of a long training often goes to a file
             )
 
     def move(self, engine: Engine) -> None:
-        """Move by one step."""
+        """Advance by one step."""
         if self._bar is not None:
             if self.show_loss:
                 self._losses.append(loss_of(engine.state.output))
@@ -99,7 +99,7 @@ class ProgressBar:
             self._bar.update(1)
 
     def close(self, engine: Engine, *problem: BaseException) -> None:
-        """Leave the bar as it is; a problem goes on its way."""
+        """Close the bar; an exception is raised again."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -108,10 +108,10 @@ class ProgressBar:
 
 
 class StopOnBrokenLoss:
-    """End a training whose loss is NaN or infinite; ``Checkpoints`` looks at the weights."""
+    """Stop a training whose loss is NaN or infinite; ``Checkpoints`` checks the weights."""
 
     def attach(self, engine: Engine) -> None:
-        """Watch every iteration."""
+        """Register for every iteration."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -123,22 +123,26 @@ class StopOnBrokenLoss:
         loss = loss_of(engine.state.output)
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at step {engine.state.iteration}. Lower the learning rate, or switch amp off."
+                f"the loss must be finite, got {loss} at step {engine.state.iteration}. Lower the learning rate, or "
+                "switch amp off."
             )
 
 
 class TrainingLog:
     """Write the loss and the learning rate as CSV and for TensorBoard, and some episodes as pictures.
 
-    Of several processes, the first writes.
+    With several processes, only the first one writes.
 
     Args:
         folder: Where ``training.csv`` and TensorBoard's files go.
-        optimizer: Knows the learning rate.
-        every: Steps that a row of the CSV file averages over.
+        optimizer: Holds the learning rate.
+        every: Steps averaged in each row of the CSV file.
         pictures_every: Steps between two pictures; 0 for none.
-        first_picture: Step of the first one.
-        curve_every: Steps that a value of TensorBoard averages over.
+        first_picture: Step of the first picture.
+        curve_every: Steps averaged in each TensorBoard value.
+
+    Raises:
+        ValueError: If a number of steps is out of range.
     """
 
     def __init__(
@@ -153,7 +157,7 @@ class TrainingLog:
         if min(every, first_picture, curve_every) < 1 or pictures_every < 0:
             raise ValueError(
                 "the log needs every, first_picture and curve_every >= 1 and pictures_every >= 0, "
-                f"got {every}, {first_picture}, {curve_every} and {pictures_every}."
+                f"got {every}, {first_picture}, {curve_every} and {pictures_every}. Correct the one out of range."
             )
         self.folder = Path(folder)
         self.optimizer = optimizer
@@ -163,7 +167,7 @@ class TrainingLog:
         self._writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Follow the engine."""
+        """Register the log's events."""
         if not distributed.is_first():
             return
         engine.add_event_handler(Events.STARTED, self.start)
@@ -176,7 +180,7 @@ class TrainingLog:
         return step == self.first_picture or step % self.pictures_every == 0
 
     def start(self, engine: Engine) -> None:
-        """Open the files, and drop the rows of steps that are about to be made again."""
+        """Open the files, and remove the rows of steps that will be repeated."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._losses.clear()
         self._writer = SummaryWriter(str(self.folder), purge_step=engine.state.iteration)
@@ -187,7 +191,7 @@ class TrainingLog:
             csv.writer(file).writerows([["step", "loss", "learning_rate"], *kept])
 
     def record(self, engine: Engine) -> None:
-        """Note the loss of this step."""
+        """Record the loss and the learning rate of this step."""
         self._losses.append(loss_of(engine.state.output))
         step, rate = engine.state.iteration, self.optimizer.param_groups[0]["lr"]
         if step % self.every == 0:
@@ -201,7 +205,7 @@ class TrainingLog:
         return float(np.mean(list(self._losses)[-steps:]))
 
     def picture(self, engine: Engine) -> None:
-        """Draw the first episode of this step: support with its mask, query with truth and prediction."""
+        """Draw the first episode of this step: support with mask, query with truth and prediction."""
         state: Any = engine.state
         batch, logits = state.batch, _one(state.output)["pred"][0]
         episode = {key: batch[key][0].detach().cpu() for key in (IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK)}
@@ -210,6 +214,6 @@ class TrainingLog:
             self._writer.add_image("train/support, query, prediction", drawn, engine.state.iteration, dataformats="HWC")
 
     def close(self, engine: Engine) -> None:
-        """Finish TensorBoard's file."""
+        """Close TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""Losses: logits of an episode -> the number that training lowers (paper, section 3.4)."""
+"""Losses: logits of an episode -> the loss that training minimizes (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class EpisodeLoss(nn.Module):
-    """Weighted cross-entropy on the query, and plain cross-entropy on the way back to the support.
+    """Weighted cross-entropy on the query, plus unweighted cross-entropy on the support (alignment).
 
-    ``loss = CE(query; weights) + alignment_weight * CE(support)``. The weighted mean is normalised by the
-    sum of the weights of the pixels, and the alignment term is the mean over pixels and shots.
+    ``loss = CE(query; weights) + alignment_weight * CE(support)``. The query term is normalized by the sum of the
+    pixels' weights; the alignment term is the mean over pixels and shots.
 
     Args:
-        background_weight: Weight of background pixels in the query's term; foreground has 1. With 0, a query without
-            foreground has a loss of 0.
-        alignment_weight: Weight of the alignment term (lambda of the paper).
+        background_weight: Weight of background pixels in the query term; foreground pixels have 1. With 0, a query
+            without foreground has a loss of 0.
+        alignment_weight: Weight of the alignment term (lambda in the paper).
 
     Raises:
         ValueError: If a weight is negative.
@@ -28,8 +28,8 @@ class EpisodeLoss(nn.Module):
         super().__init__()
         if background_weight < 0 or alignment_weight < 0:
             raise ValueError(
-                f"weights must not be negative, got background_weight {background_weight} "
-                f"and alignment_weight {alignment_weight}."
+                f"loss weights must be at least 0, got background_weight {background_weight} "
+                f"and alignment_weight {alignment_weight}. The paper uses 0.05 and 1."
             )
         self.background_weight = background_weight
         self.alignment_weight = alignment_weight
@@ -48,7 +48,7 @@ class EpisodeLoss(nn.Module):
     def query_loss(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the weighted cross-entropy of ``logits (B, 2, H, W)`` against ``mask (B, 1, H, W)``."""
         weight = logits.new_tensor([self.background_weight, 1.0])
-        # Each episode has its own normaliser, so that a batch is the mean of its episodes.
+        # Each episode has its own normalizer, so that the batch's loss is the mean over its episodes.
         losses = []
         for one, target in zip(logits, mask, strict=True):
             if self.background_weight > 0 or bool(target.any()):

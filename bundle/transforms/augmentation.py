@@ -1,6 +1,6 @@
 """The two views of an episode: geometry on image and mask together, intensity on the image (paper, section 3.1).
 
-Everything random is drawn in ``Augmentation.draw``; ``Augmentation.apply`` is then deterministic.
+All random numbers are drawn in ``Augmentation.draw``; ``Augmentation.apply`` is then deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Range = Sequence[float]
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn for one view.
+    """The parameters drawn for one view.
 
     Attributes:
         rotate: Rotation, degrees, counter-clockwise as seen with row 0 on top. Its center is column ``H / 2``, row
@@ -57,8 +57,8 @@ class Augmentation:
         shear: Degrees.
         zoom: Factor.
         gamma: Exponent.
-        elastic_magnitude: What the smoothed uniform(-1, 1) field is multiplied by, pixels; 0 for none.
-        elastic_sigma: Width of the smoothing, pixels.
+        elastic_magnitude: Factor of the smoothed uniform(-1, 1) field, pixels; 0 for no deformation.
+        elastic_sigma: Standard deviation of the smoothing, pixels.
 
     Raises:
         ValueError: If a range is not (low, high), or zoom or gamma can be 0 or negative.
@@ -76,9 +76,11 @@ class Augmentation:
         for name in ("rotate", "translate", "shear", "zoom", "gamma"):
             span = getattr(self, name)
             if len(span) != 2 or span[0] > span[1]:
-                raise ValueError(f"augmentation {name} must be [low, high] with low <= high, got {list(span)}.")
+                raise ValueError(
+                    f"augmentation {name} must be [low, high] with low <= high, got {list(span)}. Swap the ends."
+                )
             if name in ("zoom", "gamma") and span[0] <= 0:
-                raise ValueError(f"augmentation {name} must stay above 0, got {list(span)}.")
+                raise ValueError(f"augmentation {name} must be above 0, got {list(span)}. Raise its lower end.")
 
     def draw(self, random: np.random.Generator, height: int, width: int) -> View:
         """Draw one view for slices of ``height`` x ``width`` pixels."""
@@ -95,16 +97,16 @@ class Augmentation:
         return np.stack(smooth) * self.elastic_magnitude
 
     def apply(self, view: View, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Transform a slice and its mask alike.
+        """Apply the same geometry to a slice and its mask, and the gamma to the slice.
 
         Args:
-            view: What was drawn.
+            view: The drawn parameters.
             image: ``(H, W)``.
             mask: ``(H, W)`` in {0, 1}.
 
         Returns:
-            The image, float32 ``(H, W)``, and the mask, uint8 ``(H, W)``: 1 where more than half was mask
-            after both resamplings, 0 outside the old field of view.
+            The image, float32 ``(H, W)``, and the mask, uint8 ``(H, W)``: 1 where the resampled mask is above one half,
+            0 outside the original field of view.
         """
         channels = torch.as_tensor(np.stack([image, mask]), dtype=torch.float64)
         channels = warp_elastic(warp_affine(channels, view.matrix(*image.shape)), view.displacement)
@@ -112,7 +114,7 @@ class Augmentation:
 
 
 def warp_affine(channels: Tensor, matrix: np.ndarray) -> Tensor:
-    """Move ``channels (C, H, W)`` by a forward map of ``(column, row, 1)``; bilinear, 0 from outside."""
+    """Warp ``channels (C, H, W)`` by a forward map of ``(column, row, 1)``; bilinear, 0 outside."""
     height, width = channels.shape[-2:]
     inverse = torch.as_tensor(np.linalg.inv(matrix))
     pixels = torch.stack([*_pixels(height, width), torch.ones(height, width, dtype=torch.float64)])
@@ -121,14 +123,14 @@ def warp_affine(channels: Tensor, matrix: np.ndarray) -> Tensor:
 
 
 def warp_elastic(channels: Tensor, displacement: np.ndarray) -> Tensor:
-    """Fetch each pixel of ``channels (C, H, W)`` from a displaced place; bilinear, reflected at the edges."""
+    """Sample each pixel of ``channels (C, H, W)`` at a displaced position; bilinear, reflected at the edges."""
     height, width = channels.shape[-2:]
     column, row = _pixels(height, width) + torch.as_tensor(displacement)
     return _sample(channels, column, row, padding="reflection")
 
 
 def change_gamma(image: Tensor, gamma: float) -> Tensor:
-    """Raise the intensities, scaled to their own range, to the power ``gamma``."""
+    """Raise the intensities, scaled to their range, to the power ``gamma``."""
     low = image.min()
     span = image.max() - low + 1e-5
     return span * ((image - low + 1e-5) / span) ** gamma + low

@@ -1,4 +1,4 @@
-"""What is taken as a scan and as its label map, and what is refused in a sentence."""
+"""Checks of scans and label maps: what is invalid is refused with a message."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_ORGAN = 32767
 
 
 MAX_ORGANS = 255
-"""Most organs of a label map: one with more values is an image."""
+"""Most organs of a label map: a file with more values is an image."""
 
 NEAR_WHOLE = 1e-3
-"""How far an organ id may be from a whole number; files that were scaled or stored as floats round."""
+"""Largest distance of an organ id from a whole number; scaled files and floats have rounding errors."""
 
 
 class CheckVolumed(MapTransform):
-    """Refuse what is not an image volume: each ``data[key]`` must be ``(1, H, W, Z)``, finite and not constant.
+    """Check image volumes: each ``data[key]`` must be ``(1, H, W, Z)``, finite and not constant.
 
     Args:
         keys: Image volumes, as loaded and channel first.
@@ -35,7 +35,7 @@ class CheckVolumed(MapTransform):
         super().__init__(keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Return ``data`` as it is.
+        """Return ``data`` unchanged.
 
         Raises:
             ValueError: If a volume is not 3-D, has one slice only, holds NaN or inf, or is constant.
@@ -47,18 +47,20 @@ class CheckVolumed(MapTransform):
                 bad = int((~torch.isfinite(volume)).sum())
                 raise ValueError(f"every voxel must be a finite number, got {bad} NaN or inf. Repair the file.")
             if bool(volume.min() == volume.max()):
-                raise ValueError(f"the image is constant, every voxel is {float(volume.min()):g}: nothing to segment.")
+                raise ValueError(
+                    f"an image must not be constant, but every voxel is {float(volume.min()):g}. Give another file."
+                )
         return dict(data)
 
 
 class CheckLabeld(MapTransform):
-    """Refuse a label map that is not one, or that does not lie on its image's grid.
+    """Check label maps: each must hold organ ids, on the grid of its image.
 
     Args:
         keys: Label maps, as loaded and channel first.
         image_key: The image that the label belongs to.
-        tolerance: How far corresponding voxels may lie apart, mm.
-        may_be_empty: Take a label map without an organ, as a scan that was annotated and shows none has.
+        tolerance: Largest distance between corresponding voxels, mm.
+        may_be_empty: Accept a label map without an organ: an annotated scan may show none.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class CheckLabeld(MapTransform):
 
     def _check_organs(self, ids: Tensor) -> None:
         if ids.numel() == 1 and ids[0] == 0 and not self.may_be_empty:
-            raise ValueError("the label map is empty: it needs at least one voxel of one organ.")
+            raise ValueError("a label map must show an organ, but every voxel is 0. Annotate at least one voxel.")
         if ids.max() > MAX_ORGAN:
             raise ValueError(f"organ ids must be at most {MAX_ORGAN}, got {int(ids.max())}. Renumber the organs.")
         if ids.numel() - 1 > MAX_ORGANS:
@@ -106,13 +108,13 @@ class CheckLabeld(MapTransform):
         apart = np.abs((np.asarray(label.affine) - np.asarray(image.affine)) @ corners).max()
         if apart > self.tolerance:
             raise ValueError(
-                f"a label must lie where its image lies, but their affines place the corners {apart:.1f} mm apart "
+                f"a label must lie on its image, but their affines place the corners {apart:.1f} mm apart "
                 f"(at most {self.tolerance} mm). Resample the label to the image, or repair its header."
             )
 
 
 def whole_ids(label: Tensor) -> Tensor:
-    """Return a label map in whole numbers: what is off by 0.001 at most is rounded.
+    """Return a label map in whole numbers; values within 0.001 of one are rounded.
 
     Args:
         label: Organ ids, any shape.
@@ -144,5 +146,5 @@ def check_shape(volume: Tensor) -> None:
     if min(volume.shape[1:]) < 2:
         raise ValueError(
             f"a scan must have at least 2 voxels along each axis, got {tuple(volume.shape[1:])}. "
-            "A single slice is no volume."
+            "Give a volume, not a single slice."
         )

@@ -1,4 +1,4 @@
-"""Connected components of masks (H, W, Z): voxels that share a face belong together."""
+"""Connected components of masks (H, W, Z): voxels that share a face are connected."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from bundle.transforms.masks import plain
 
 RELEVANT_SIZE = 0.25
-"""Share of the largest component's voxels below which a component is a speck.
+"""Share of the largest component's voxels below which a component counts as a speck.
 
-In label maps of six public data sets specks have at most 0.14 of it, and true parts (both kidneys) at least 0.83.
+In label maps of six public data sets, specks have at most 0.14 of it, and true components (both kidneys) at least
+0.83.
 """
 
 
@@ -37,6 +38,6 @@ def count_components(mask: Tensor) -> int:
 
 
 def _box(mask: Tensor) -> tuple[slice, ...]:
-    """Return the box around a mask: numbering the components of a whole volume would take many times its memory."""
+    """Return the bounding box of a mask: numbering components in a whole volume would take many times its memory."""
     begin, end = generate_spatial_bounding_box(mask[None])
     return tuple(slice(low, high) for low, high in zip(begin, end, strict=True))

@@ -1,4 +1,4 @@
-"""Intensities: what a modality's numbers mean, brought to what the network expects.
+"""Intensities: map a modality's values to the range that the network expects.
 
 CT: window in HU -> [0, 255] -> training-set statistics      MR: clip at the top -> z-score of the volume
 """
@@ -26,8 +26,8 @@ EXAMPLE = '{"mean": 60.0, "std": 70.0}'
 
 logger = logging.getLogger(__name__)
 Region = Literal["volume", "scan", "body"]
-"""The voxels that a statistic is taken of: all of the volume; those above its minimum, so that no padding counts; or
-those of the body, in each slice the largest piece above a threshold, holes filled."""
+"""The voxels that a statistic is computed over: the whole volume; those above its minimum, which excludes padding; or
+those of the body, in each slice the largest component above a threshold, holes filled."""
 
 NORMAL_MAD = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
@@ -38,11 +38,11 @@ def values_of(volume: np.ndarray, region: Region) -> np.ndarray:
 
     Args:
         volume: ``(1, H, W, Z)``.
-        region: ``"volume"``, ``"scan"`` or ``"body"``. The threshold of the body is the triangle method's, over the
+        region: ``"volume"``, ``"scan"`` or ``"body"``. The body's threshold is found by the triangle method, on the
             voxels above the minimum.
 
     Returns:
-        The values in a row; all of the volume's if the region would be empty or constant.
+        The values, flattened; those of the whole volume if the region would be empty or constant.
     """
     scan = volume[volume > volume.min()]
     if region == "volume" or scan.size == 0 or scan.min() == scan.max():
@@ -56,14 +56,14 @@ def values_of(volume: np.ndarray, region: Region) -> np.ndarray:
 
 def _check_region(region: str) -> None:
     if region not in get_args(Region):
-        raise ValueError(f"region must be 'volume', 'scan' or 'body', got {region!r}.")
+        raise ValueError(f"region must be 'volume', 'scan' or 'body', got {region!r}. The default is volume.")
 
 
 class WindowCTd(MapTransform):
     """Clip CT volumes to a window and scale the window to [0, 255].
 
-    The window itself is scaled, not what the volume happens to hold of it, so that a number means the
-    same tissue in every scan (docs/method.md).
+    The whole window is scaled, not the volume's own range within it, so that a value means the same tissue in every
+    scan (docs/method.md).
 
     Args:
         keys: CT volumes in HU.
@@ -77,21 +77,21 @@ class WindowCTd(MapTransform):
     def __init__(self, keys: KeysCollection, low: float = -125.0, high: float = 275.0) -> None:
         super().__init__(keys)
         if low >= high:
-            raise ValueError(f"a CT window needs low < high, got low {low} and high {high} HU.")
+            raise ValueError(f"a CT window needs low < high, got low {low} and high {high} HU. Swap them.")
         self.low, self.high = low, high
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
         """Return ``data`` with its volumes in [0, 255].
 
         Raises:
-            ValueError: If nothing of the volume varies inside the window.
+            ValueError: If the volume is constant inside the window.
         """
         result = dict(data)
         for key in self.key_iterator(data):
             volume = (data[key].clamp(self.low, self.high) - self.low) * (255 / (self.high - self.low))
             if bool(volume.min() == volume.max()):
                 raise ValueError(
-                    f"nothing varies inside the CT window [{self.low:g}, {self.high:g}] HU: the volume holds "
+                    f"a CT volume must vary inside the window [{self.low:g}, {self.high:g}] HU, got values from "
                     f"{float(data[key].min()):g} to {float(data[key].max()):g}. Is it CT, and in HU?"
                 )
             result[key] = volume
@@ -99,12 +99,12 @@ class WindowCTd(MapTransform):
 
 
 class ClipTopd(MapTransform):
-    """Clip MR volumes from above at a percentile of their own, against a few very bright voxels.
+    """Clip MR volumes from above at one of their own percentiles, against a few very bright voxels.
 
     Args:
         keys: MR volumes.
         percentile: In (0, 100]; 100 changes nothing.
-        region: The voxels whose percentile it is; the authors' is that of the volume.
+        region: The voxels that the percentile is computed over; the authors use the whole volume.
 
     Raises:
         ValueError: If the percentile is out of range, or the region is unknown.
@@ -113,7 +113,7 @@ class ClipTopd(MapTransform):
     def __init__(self, keys: KeysCollection, percentile: float = 99.5, region: Region = "volume") -> None:
         super().__init__(keys)
         if not 0 < percentile <= 100:
-            raise ValueError(f"percentile must be in (0, 100], got {percentile}.")
+            raise ValueError(f"percentile must be in (0, 100], got {percentile}. The default is 99.5.")
         _check_region(region)
         self.percentile = percentile
         self.region = region
@@ -123,19 +123,19 @@ class ClipTopd(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             limit = float(np.percentile(values_of(np.asarray(data[key]), self.region), self.percentile))
-            # A volume that is nearly all background would be clipped to a constant.
+            # A volume of almost only background would otherwise be clipped to a constant.
             result[key] = data[key].clamp_max(limit) if limit > float(data[key].min()) else data[key]
         return result
 
 
 def statistics_file(statistics: str, weights: str | Path | None, needed: bool = True) -> str | None:
-    """Return where the training set's intensity statistics are: ``intensity.json`` beside the trained weights.
+    """Return the file of the training set's intensity statistics: ``intensity.json`` next to the trained weights.
 
     Args:
-        statistics: ``"volume"`` (each scan's own, there is no file) or ``"training_set"``.
+        statistics: ``"volume"`` (each scan's own statistics, no file) or ``"training_set"``.
         weights: The file of the trained weights; ``None`` for an untrained network.
-        needed: If false and the file is not there, each scan is standardized by its own numbers, and a warning says so:
-            the weights were trained on something else, such as the shipped ones.
+        needed: If false and the file is missing, each scan is standardized by its own statistics, with a warning: the
+            weights were trained otherwise, such as the shipped ones.
 
     Raises:
         ValueError: If ``statistics`` is neither.
@@ -146,7 +146,7 @@ def statistics_file(statistics: str, weights: str | Path | None, needed: bool = 
         return None
     path = Path(weights).parent / "intensity.json"
     if not needed and not path.is_file():
-        logger.warning("there is no %s of a training: each scan is standardized by its own mean and deviation", path)
+        logger.warning("there is no %s: each scan is standardized by its own mean and standard deviation", path)
         return None
     return str(path)
 
@@ -156,15 +156,15 @@ class Standardized(MapTransform):
 
     Args:
         keys: Volumes ``(1, H, W, Z)``.
-        statistics: ``None`` uses each volume's own numbers (MR). A JSON file of training writes the training
-            set's, ``{"mean": .., "std": ..}`` (CT); a dictionary gives them directly. The other settings are not used
-            then.
-        method: ``"zscore"`` subtracts the mean and divides by the standard deviation, as the paper does. ``"robust"``
-            takes the median and 1.4826 times the median absolute deviation, which a few very bright voxels do not move.
-        region: The voxels that the numbers are taken of; the paper's are those of the volume.
-        center: What the mean or median becomes.
-        spread: What the standard deviation becomes. Robust numbers of the body at 0.3 and 0.7 give about the range of
-            the z-score, which the network knows.
+        statistics: ``None`` uses each volume's own statistics (MR). A JSON file, written by training, holds those of
+            the training set, ``{"mean": .., "std": ..}`` (CT); a dictionary gives them directly. The other settings
+            are then not used.
+        method: ``"zscore"`` subtracts the mean and divides by the standard deviation, as in the paper. ``"robust"``
+            uses the median and 1.4826 times the median absolute deviation, which a few very bright voxels do not move.
+        region: The voxels that the statistics are computed over; the paper uses the whole volume.
+        center: The new mean or median.
+        spread: The new standard deviation. Robust statistics of the body with center 0.3 and spread 0.7 give about the
+            range of the z-score, on which the network was trained.
 
     Raises:
         ValueError: If the method or the region is unknown, or ``spread`` is not above 0.
@@ -181,10 +181,10 @@ class Standardized(MapTransform):
     ) -> None:
         super().__init__(keys)
         if method not in ("zscore", "robust"):
-            raise ValueError(f"method must be 'zscore' or 'robust', got {method!r}.")
+            raise ValueError(f"method must be 'zscore' or 'robust', got {method!r}. The default is zscore.")
         _check_region(region)
         if not spread > 0:
-            raise ValueError(f"spread must be above 0, got {spread}.")
+            raise ValueError(f"spread must be above 0, got {spread}. The default is 1.")
         self.statistics = statistics
         self.method, self.region = method, region
         self.center, self.spread = center, spread
@@ -206,11 +206,11 @@ class Standardized(MapTransform):
         return result
 
     def _own(self, volume: np.ndarray) -> tuple[float, float]:
-        """Return the middle and the deviation of a volume's region."""
+        """Return the center and the spread of a volume's region."""
         if volume.min() == volume.max():
             raise ValueError(
-                f"what is left of the scan on the network's grid is constant ({volume.flat[0]:g}). Check spacing and "
-                "slice_size: the crop about the center may have missed the body."
+                f"the scan must vary on the network's grid, but every voxel is {volume.flat[0]:g}. Check spacing and "
+                "slice_size: the crop around the center may have missed the body."
             )
         values = values_of(volume, self.region)
         if self.method == "zscore":
@@ -219,7 +219,7 @@ class Standardized(MapTransform):
         deviation = NORMAL_MAD * np.median(np.abs(values - median))
         if deviation == 0:
             raise ValueError(
-                f"half of the voxels have the same value ({median:g}), so their median absolute deviation is 0. "
+                f"the median absolute deviation must be above 0, but half of the voxels are {median:g}. "
                 "Set the standardization's method to zscore."
             )
         return median, deviation
@@ -233,17 +233,17 @@ def read_statistics(source: str | Path | Mapping[str, float] | None) -> dict[str
     """Return the mean and the standard deviation of a training set.
 
     Args:
-        source: A JSON file of training, ``{"mean": .., "std": ..}``, or the numbers; ``None`` gives ``None``.
+        source: A JSON file written by training, ``{"mean": .., "std": ..}``, or the numbers; ``None`` gives ``None``.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the numbers are not there, not finite, or the deviation is not above 0.
+        ValueError: If a number is missing or not finite, or the standard deviation is not above 0.
     """
     if source is None:
         return None
     if not isinstance(source, Mapping) and not Path(source).is_file():
         raise FileNotFoundError(
-            f"no intensity statistics at {source}. Training on CT writes them beside model.pt; copy that file too, "
+            f"no intensity statistics at {source}. Training on CT writes them next to model.pt; copy that file too, "
             "or give the numbers as --statistics_file \"{'mean': 60.0, 'std': 70.0}\"."
         )
     try:

@@ -1,4 +1,4 @@
-"""Organ scores <-> label maps and masks."""
+"""Conversions between organ scores, label maps and masks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Data = dict[Hashable, Any]
 
 
 def plain(tensor: Any) -> Tensor:
-    """Drop the meta: networks and arithmetic are faster without."""
+    """Return a tensor without its meta: networks and arithmetic are faster without it."""
     return convert_to_tensor(tensor, track_meta=False)
 
 
 class ScoresToLabeld(MapTransform):
-    """Turn organ scores ``(O, H, W, Z)`` into one label map ``(1, H, W, Z)``: the best organ, where it is above 0.
+    """Turn organ scores ``(O, H, W, Z)`` into one label map ``(1, H, W, Z)``: the best organ if its score is above 0.
 
     Args:
-        keys: Scores of ``VolumeInferer``; their meta tells the ids of the organs.
+        keys: Scores of ``VolumeInferer``; their meta holds the ids of the organs.
     """
 
     def __init__(self, keys: KeysCollection) -> None:
@@ -52,19 +52,19 @@ def scores_to_label(scores: Tensor, ids: Sequence[int]) -> Tensor:
     values = torch.tensor([0, *ids], device=scores.device)
     values = values.to(torch.int16 if max(ids, default=0) > 255 else torch.uint8)
     label = torch.empty_like(scores[:1], dtype=values.dtype)
-    for z in range(scores.shape[-1]):  # whole numbers of 64 bits for a whole volume would be more than its scores
+    for z in range(scores.shape[-1]):  # 64-bit indices of the whole volume would take more memory than its scores
         best, channel = scores[..., z].max(dim=0, keepdim=True)
         label[..., z] = values[torch.where(best > 0, channel + 1, 0)]
     return label if meta is None else MetaTensor(label, meta=meta)
 
 
 class ScoresToMasksd(MapTransform):
-    """Turn organ scores ``(O, H, W, Z)`` into one mask an organ, ``(O, H, W, Z)`` float32 in {0, 1}.
+    """Turn organ scores ``(O, H, W, Z)`` into one mask for each organ, ``(O, H, W, Z)`` float32 in {0, 1}.
 
     Args:
         keys: Scores.
-        overlap: If true, each organ is where its own score is above 0, as if it had been segmented alone (the
-            paper's protocol). If false, a voxel goes to its best organ only, as in a label map.
+        overlap: If true, each mask is where the organ's own score is above 0, as if it had been segmented alone (the
+            paper's protocol). If false, each voxel belongs to its best organ only, as in a label map.
     """
 
     def __init__(self, keys: KeysCollection, overlap: bool = False) -> None:
@@ -80,14 +80,14 @@ class ScoresToMasksd(MapTransform):
 
 
 def organ_masks(scores: Tensor, overlap: bool) -> Tensor:
-    """Return where each organ is, ``(O, H, W, Z)``: where its score is above 0, and the best unless ``overlap``."""
+    """Return the mask of each organ, ``(O, H, W, Z)``: its score is above 0 and, unless ``overlap``, the best."""
     return torch.stack(list(each_organ_mask(scores, overlap)))
 
 
 def each_organ_mask(scores: Tensor, overlap: bool) -> Iterator[Tensor]:
     """Yield the masks ``(H, W, Z)`` of ``organ_masks`` one by one: together they take a quarter of the scores' memory.
 
-    An organ's own scores may be changed when its mask was given.
+    The caller may change an organ's scores once its mask has been yielded.
     """
     if overlap:
         yield from (own > 0 for own in scores)
@@ -97,7 +97,7 @@ def each_organ_mask(scores: Tensor, overlap: bool) -> Iterator[Tensor]:
 
 
 class LabelToMasksd(MapTransform):
-    """Turn label maps ``(1, H, W, Z)`` into one mask an organ, ``(O, H, W, Z)`` float32 in {0, 1}.
+    """Turn label maps ``(1, H, W, Z)`` into one mask for each organ, ``(O, H, W, Z)`` float32 in {0, 1}.
 
     Args:
         keys: Label maps.

@@ -1,4 +1,4 @@
-"""Notices: what makes a predicted mask doubtful, in sentences. No truth is needed, only what the support shows."""
+"""Notices: why a predicted mask is doubtful, in sentences. They need no truth, only the annotated scans."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from bundle.keys import EXPLAINED, INTENSITY_DISTANCE, ORGAN_IDS, SUPPORT_COMPON
 from bundle.transforms.components import count_components
 
 SCAN = 0
-"""The id under which notices of the whole scan stand."""
+"""The id for notices of the whole scan."""
 
 VOLUME_FACTOR = 3.0
-"""How many times as large or as small as in the annotated scans an organ may be; spleens differ by nearly as much."""
+"""Largest ratio of an organ's volume to that in the annotated scans, up or down; spleens differ by nearly as much."""
 
 MOST_DISTANT = 0.5
-"""Distance of intensities above which a scan is unlike the annotated ones.
+"""Distance of intensities above which a scan counts as unlike the annotated ones.
 
-Within a data set it stays below 0.2 in whole scans; with inverted contrast it is 0.75 where the histogram is not
-symmetric (docs/annotate_one.md).
+Within a data set, whole scans stay below 0.2; with inverted contrast it is 0.75 if the histogram is not symmetric
+(docs/annotate_one.md).
 """
 
 SAMPLES = 200_000
-"""Voxels that a profile is taken from."""
+"""Voxels that an intensity profile is computed from."""
 
 
 def milliliters_of(voxels: int, volume: Tensor) -> float:
-    """Return the volume of voxels on a volume's grid, by its affine in mm; NaN if it has none."""
+    """Return the volume of some voxels, by the affine of their grid in mm; NaN if there is no affine."""
     if not isinstance(volume, MetaTensor):
         return math.nan
     return voxels * abs(float(torch.linalg.det(volume.affine[:3, :3].double()))) / 1000
@@ -40,13 +40,13 @@ def milliliters_of(voxels: int, volume: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the annotated scans show of an organ.
+    """The shape of an organ in the annotated scans.
 
     Attributes:
         organ: Its id.
-        components: In how many parts it comes; 0 if it is not known.
-        least: Its smallest volume, ml; NaN if it is not known.
-        most: Its largest volume, ml.
+        components: Its number of components; 0 if not known.
+        least: Its smallest volume, ml; NaN if not known.
+        most: Its largest volume, ml; NaN if not known.
     """
 
     organ: int
@@ -56,7 +56,7 @@ class Expected:
 
 
 def expected_organs(scores: Tensor) -> list[Expected]:
-    """Return what the meta of scores ``(O, H, W, Z)`` tells of each organ in the annotated scans."""
+    """Return each organ's shape in the annotated scans, from the meta of scores ``(O, H, W, Z)``."""
     meta = scores.meta if isinstance(scores, MetaTensor) else {}
     organs = torch.as_tensor(meta.get(ORGAN_IDS, range(1, len(scores) + 1))).flatten()
     components = torch.as_tensor(meta.get(SUPPORT_COMPONENTS, [0] * len(scores))).flatten()
@@ -66,16 +66,16 @@ def expected_organs(scores: Tensor) -> list[Expected]:
 
 
 def organ_notices(mask: Tensor, milliliters: float, expected: Expected) -> list[str]:
-    """Return what is doubtful about an organ's mask ``(H, W, Z)`` of so many milliliters."""
+    """Return the notices about an organ's mask ``(H, W, Z)`` of the given volume in ml."""
     if not mask.any():
-        return ["nothing was found: the scan may not show it, or it looks different here"]
+        return ["nothing was found: the scan may not show the organ, or it looks different here"]
     notices = []
     if milliliters < expected.least / VOLUME_FACTOR:
         notices.append(f"{milliliters:.1f} ml is less than a third of the annotated scans' {expected.least:.1f} ml")
     if milliliters > expected.most * VOLUME_FACTOR:
         notices.append(f"{milliliters:.1f} ml is more than three times the annotated scans' {expected.most:.1f} ml")
     if expected.components > 1 and (parts := count_components(mask)) < expected.components:
-        notices.append(f"{parts} of the {expected.components} parts were found that the annotated scans show")
+        notices.append(f"{parts} parts were found, but the annotated scans show {expected.components}")
     return notices
 
 
@@ -86,24 +86,25 @@ def intensity_profile(volume: Tensor) -> Tensor:
 
 
 def scan_notices(meta: Mapping[Any, Any], least_explained: float | None) -> list[str]:
-    """Return what is doubtful about a whole scan.
+    """Return the notices about a whole scan.
 
     Args:
-        meta: Of its scores.
-        least_explained: Similarity to the annotated scans, in logits, below which a scan is unlike them; ``None`` does
-            not compare.
+        meta: The meta of its scores.
+        least_explained: Similarity to the annotated scans, in logits, below which a scan counts as unlike them;
+            ``None`` skips this check.
     """
     notices = []
     distance = _number(meta, INTENSITY_DISTANCE)
     if distance > MOST_DISTANT:
         notices.append(
-            f"the intensities differ from the annotated scans' by {distance:.2f} standard deviations, at most "
-            f"{MOST_DISTANT:g} is usual: another modality or contrast?"
+            f"the intensities differ from the annotated scans' by {distance:.2f} standard deviations (usually at most "
+            f"{MOST_DISTANT:g}): another modality or contrast?"
         )
     explained = _number(meta, EXPLAINED)
     if least_explained is not None and explained < least_explained:
         notices.append(
-            f"the scan looks unlike the annotated ones: similarity {explained:.1f}, usual from {least_explained:g} on"
+            f"the scan looks unlike the annotated ones: similarity {explained:.1f} "
+            f"(usually at least {least_explained:g})"
         )
     return notices
 

@@ -1,4 +1,4 @@
-"""Padding: what a file holds around the scan, cropped before anything is measured."""
+"""Padding around the scan in a file: it is cropped before anything is measured."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Data = dict[Hashable, Any]
 
 
 class CropPaddingd(MapTransform):
-    """Crop volumes to the box outside of which an image holds nothing but its minimum.
+    """Crop volumes to the bounding box of the image's voxels above its minimum.
 
-    Rows, columns and slices of padding then change nothing: neither the statistics of the scan, nor its scale with
-    ``spacing: fit``, nor what its slices are compared by. An image without padding stays as it is.
+    Padding then affects neither the statistics of the scan, nor its scale with ``spacing: fit``, nor the comparison of
+    its slices. An image without padding is left unchanged.
 
     Args:
-        keys: Volumes ``(1, H, W, Z)`` on one grid; those that are missing are left out.
-        image_key: The image that decides.
+        keys: Volumes ``(1, H, W, Z)`` on one grid; missing keys are skipped.
+        image_key: The image that determines the box.
     """
 
     def __init__(self, keys: KeysCollection, image_key: str = IMAGE) -> None:
@@ -30,7 +30,7 @@ class CropPaddingd(MapTransform):
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Data:
-        """Return ``data`` with its volumes cropped, their affines true."""
+        """Return ``data`` with its volumes cropped and their affines updated."""
         return CropForegroundd(
             self.keys,
             self.image_key,
@@ -43,5 +43,5 @@ class CropPaddingd(MapTransform):
 
 
 def above_minimum(image: Tensor) -> Tensor:
-    """Tell where an image is above its minimum, which is what scans are padded with."""
+    """Return where an image is above its minimum, the usual value of padding."""
     return image > image.min()

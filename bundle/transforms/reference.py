@@ -1,6 +1,6 @@
-"""The authors' preprocessing, number by number: for parity, and for data prepared as the paper's was.
+"""The authors' preprocessing, reproduced exactly: for parity, and to prepare data as for the paper.
 
-Loading (``bundle.transforms.volumes``) does the same with MONAI's resampling; docs/method.md tells the differences.
+Loading (``bundle.transforms.volumes``) does the same with MONAI's resampling; docs/method.md lists the differences.
 Volumes here are arrays ``(H, W, Z)``, and spacings are in mm along the same axes.
 """
 
@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 
 
 def resample(volume: np.ndarray, spacing: Sequence[float], new_spacing: Sequence[float]) -> np.ndarray:
-    """Resample linearly onto ``floor(n * old / new + 1)`` voxels an axis, the first voxel staying in place.
+    """Resample linearly to ``floor(n * old / new + 1)`` voxels along each axis; the first voxel stays in place.
 
     Args:
         volume: Any shape and type.
@@ -21,8 +21,8 @@ def resample(volume: np.ndarray, spacing: Sequence[float], new_spacing: Sequence
         new_spacing: Wanted voxel size along each axis.
 
     Returns:
-        The resampled volume in the same type: integers are cut off, not rounded. Voxels half a voxel or
-        more past the last old one are 0, so the last row, column or slice is often empty.
+        The resampled volume in the same type: integers are truncated, not rounded. Voxels that lie half a voxel or
+        more beyond the last original one are 0, so the last row, column or slice is often empty.
     """
     steps = list(zip(volume.shape, spacing, new_spacing, strict=True))
     axes = [np.arange(np.floor(n * old / new + 1)) * new / old for n, old, new in steps]
@@ -34,22 +34,22 @@ def resample(volume: np.ndarray, spacing: Sequence[float], new_spacing: Sequence
 
 
 def resample_label(label: np.ndarray, spacing: Sequence[float], new_spacing: Sequence[float]) -> np.ndarray:
-    """Resample each organ's mask linearly and keep what is above one half; a larger label wins over a smaller."""
+    """Resample each organ's mask linearly and threshold it above one half; larger ids overwrite smaller ones."""
     organs = [int(value) for value in np.unique(label) if value != 0]
     masks = [resample((label == organ).astype(np.float64), spacing, new_spacing) for organ in organs]
     resampled = resample(np.zeros(label.shape), spacing, new_spacing)
     for organ, mask in zip(organs, masks, strict=True):
-        resampled[mask > 0.5 + 1e-9] = organ  # one half, but for rounding, is not above
+        resampled[mask > 0.5 + 1e-9] = organ  # exactly one half, up to rounding, does not count
     return resampled.astype(label.dtype)
 
 
 def center_crop_or_pad(volume: np.ndarray, size: Sequence[int], fill: float | None = None) -> np.ndarray:
-    """Cut or pad rows and columns about the center: output ``i`` is input ``i - ceil(size / 2) + n // 2``.
+    """Crop or pad rows and columns around the center: output ``i`` is input ``i - ceil(size / 2) + n // 2``.
 
     Args:
         volume: ``(H, W, Z)``.
         size: Wanted rows and columns.
-        fill: Value outside; ``None`` takes the smallest of the volume.
+        fill: Value of the padding; ``None`` takes the volume's minimum.
 
     Returns:
         ``(size[0], size[1], Z)`` in the volume's type.
@@ -63,7 +63,7 @@ def center_crop_or_pad(volume: np.ndarray, size: Sequence[int], fill: float | No
 
 
 def clip_top(volume: np.ndarray, percentile: float = 99.5) -> np.ndarray:
-    """Limit a volume from above at a percentile of its own; in an integer volume the limit is cut to an integer."""
+    """Clip a volume from above at one of its percentiles; for an integer volume, the limit is truncated."""
     limit = np.percentile(volume, percentile)
     return np.minimum(volume, np.asarray(limit).astype(volume.dtype))
 

@@ -1,6 +1,6 @@
-"""Refinement: organ scores of a volume -> better scores. Each step has that signature: the config can drop or add one.
+"""Refinement: organ scores of a volume -> better scores. The config may drop or add steps of this signature.
 
-Scores ``(O, H, W, Z)`` are logits, foreground minus background of each organ: the organ is where its score is above 0.
+Scores ``(O, H, W, Z)`` are logits, foreground minus background of each organ: above 0 inside the organ.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Data = dict[Hashable, Any]
 
 
 class RefineScoresd(MapTransform):
-    """A step that changes the values of scores and nothing else; a member says how.
+    """Base class of steps that change the values of scores and nothing else.
 
     Args:
         keys: Scores.
-        inplace: Change the scores themselves, so that a large volume's are held only once.
+        inplace: Whether to overwrite the given scores, so that a large volume's are in memory only once.
     """
 
     def __init__(self, keys: KeysCollection, inplace: bool = False) -> None:
@@ -48,22 +48,21 @@ class RefineScoresd(MapTransform):
         """Change ``scores (O, H, W, Z)`` in place.
 
         Args:
-            scores: Of one volume.
-            data: What else is known of it.
-            meta: Of the scores; ``None`` if they are a plain tensor.
+            scores: The scores of one volume.
+            data: The volume's other entries.
+            meta: The meta of the scores; ``None`` if they are a plain tensor.
         """
         raise NotImplementedError
 
 
 class SmoothAcrossSlicesd(RefineScoresd):
-    """Average each slice's scores with its neighbors': an organ seldom begins and ends in one slice.
+    """Average each slice's scores with its neighbors': few organs begin and end within one slice.
 
     Args:
         keys: Scores.
-        weight: Of each of the two neighbors, in [0, 1/3]; the slice itself has the rest.
-        limit: The averages are cut off at plus and minus this, in logits: beyond it nothing is more certain.
-
-        inplace: As of ``RefineScoresd``.
+        weight: Weight of each of the two neighbors, in [0, 1/3]; the slice itself has the rest.
+        limit: The averages are clipped to plus and minus this, in logits, > 0.
+        inplace: See ``RefineScoresd``.
 
     Raises:
         ValueError: If a number is out of range.
@@ -72,14 +71,16 @@ class SmoothAcrossSlicesd(RefineScoresd):
     def __init__(self, keys: KeysCollection, weight: float = 0.25, limit: float = 6.0, inplace: bool = False) -> None:
         super().__init__(keys, inplace)
         if not 0 <= weight <= 1 / 3:
-            raise ValueError(f"weight must be in [0, 1/3], the share of each neighboring slice, got {weight}.")
+            raise ValueError(
+                f"weight, the share of each neighboring slice, must be in [0, 1/3], got {weight}. The default is 0.25."
+            )
         if limit <= 0:
-            raise ValueError(f"limit must be above 0 logits, got {limit}.")
+            raise ValueError(f"limit must be above 0 logits, got {limit}. The default is 6.")
         self.weight = weight
         self.limit = limit
 
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
-        """Smooth; the first and the last slice are their own neighbors."""
+        """Smooth the scores; the first and the last slice are their own neighbors."""
         last = scores.shape[-1] - 1
         below = scores[..., 0].clone()
         for z in range(last + 1):
@@ -91,18 +92,18 @@ class SmoothAcrossSlicesd(RefineScoresd):
 
 
 class GuidedScoresd(RefineScoresd):
-    """Let scores follow the edges of the image, slice by slice: the guided filter (He et al. 2013).
+    """Align scores with the edges of the image, slice by slice: the guided filter (He et al. 2013).
 
-    Features have an eighth of the image's resolution, and so have the borders of scores; the filter brings back those
-    that the image shows. In each window the scores become a linear function of the intensities.
+    Features, and so the borders of scores, have an eighth of the image's resolution; the filter restores borders that
+    the image shows. In each window the scores become a linear function of the intensities.
 
     Args:
         keys: Scores.
         image: Key of the standardized image ``(1, H, W, Z)`` on the same grid.
-        radius: Of the window, which is ``2 * radius + 1`` pixels wide.
-        flatness: Variance of intensities, in standard deviations of the scan squared, below which a window is flat and
-            scores in it are only averaged; > 0.
-        inplace: As of ``RefineScoresd``.
+        radius: Radius of the window, which is ``2 * radius + 1`` pixels wide; >= 1.
+        flatness: Variance of intensities, in squared standard deviations of the scan, below which a window counts as
+            flat, and scores in it are only averaged; > 0.
+        inplace: See ``RefineScoresd``.
 
     Raises:
         ValueError: If a number is out of range, or the image lies on another grid than the scores.
@@ -118,18 +119,21 @@ class GuidedScoresd(RefineScoresd):
     ) -> None:
         super().__init__(keys, inplace)
         if radius < 1 or flatness <= 0:
-            raise ValueError(f"radius must be at least 1 pixel and flatness above 0, got {radius} and {flatness}.")
+            raise ValueError(
+                f"radius must be at least 1 pixel and flatness above 0, got {radius} and {flatness}. "
+                "The defaults are 8 and 0.03."
+            )
         self.image = image
         self.radius = radius
         self.flatness = flatness
 
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
-        """Filter, a slice at a time: the window's means of a whole volume would need many times its memory."""
+        """Filter one slice at a time: the window means of a whole volume would need many times its memory."""
         image = plain(data[self.image])
         if image.shape[1:] != scores.shape[1:]:
             raise ValueError(
                 f"{self.image} must be on the grid of the scores, {list(scores.shape[1:])}, got "
-                f"{list(image.shape[1:])}."
+                f"{list(image.shape[1:])}. Filter before the scores are resampled."
             )
         mean = _WindowMean(scores[0, ..., 0], self.radius)
         for z in range(scores.shape[-1]):
@@ -145,13 +149,13 @@ class GuidedScoresd(RefineScoresd):
 
 
 class _WindowMean:
-    """The mean of each window of a slice, over the pixels that it has inside.
+    """The mean of each window of a slice, over the window's pixels inside the slice.
 
-    As products with a band matrix for each axis: that is twice as fast as pooling at 256 x 256.
+    It multiplies by a band matrix along each axis, which is twice as fast as pooling at 256 x 256.
 
     Args:
         like: A slice ``(H, W)``.
-        radius: Of the window, pixels.
+        radius: Radius of the window, pixels.
     """
 
     def __init__(self, like: Tensor, radius: int) -> None:
@@ -169,15 +173,14 @@ class _WindowMean:
 
 
 class LargestComponentsd(RefineScoresd):
-    """Keep the largest connected parts of each organ, in 3-D; elsewhere its score becomes negative.
+    """Keep the largest connected components of each organ, in 3-D; elsewhere its score becomes negative.
 
     Args:
         keys: Scores.
-        num_components: Parts to keep of each organ; ``None`` keeps as many as it has in the annotated scans, which the
-            scores' meta tells, or one.
-        overlap: If true, each organ is where its own score is above 0. If false, a voxel belongs to its best organ
-            only, as in a label map.
-        inplace: As of ``RefineScoresd``.
+        num_components: Components to keep of each organ, >= 1; ``None`` keeps as many as in the annotated scans, which
+            the scores' meta states, or one.
+        overlap: See ``ScoresToMasksd``.
+        inplace: See ``RefineScoresd``.
 
     Raises:
         ValueError: If ``num_components`` is below 1.
@@ -189,20 +192,20 @@ class LargestComponentsd(RefineScoresd):
         super().__init__(keys, inplace)
         if num_components is not None and num_components < 1:
             raise ValueError(
-                f"num_components must be at least 1, got {num_components}. Take this transform out to keep all parts."
+                f"num_components must be at least 1, got {num_components}. Drop this transform to keep all components."
             )
         self.num_components = num_components
         self.overlap = overlap
 
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
-        """Make scores negative outside of the kept parts."""
+        """Make scores negative outside of the kept components."""
         stray = torch.zeros_like(scores[0], dtype=torch.bool)
         numbers = self._numbers(len(scores), meta or {})
         for own, mask, number in zip(scores, each_organ_mask(scores, self.overlap), numbers, strict=True):
             removed = mask & ~largest_components(mask, number)
             _make_negative(own, removed)
             stray |= removed
-        if not self.overlap:  # what was an organ's stray part is not the second best organ's
+        if not self.overlap:  # a removed component must not go to the second best organ
             for own in scores:
                 _make_negative(own, stray)
 
@@ -213,18 +216,18 @@ class LargestComponentsd(RefineScoresd):
 
 
 class AssessScoresd(MapTransform):
-    """Estimate how good each organ's mask is, without any truth, and say what makes it doubtful.
+    """Estimate the quality of each organ's mask without any truth, and add notices about doubtful masks.
 
-    The median probability of its voxels is written to the scores' meta under ``quality``, ``(O,)`` in [0.5, 1], or 0
-    for an organ that was not found. Low values point to masks that should be looked at; it is no Dice
-    (docs/annotate_one.md tells how well it ranks). Sentences are written under ``notices``, as
-    ``bundle.transforms.notices`` has them.
+    The median probability of a mask's voxels is written to the scores' meta under ``quality``, ``(O,)`` in [0.5, 1], or
+    0 for an organ that was not found. Masks with low values should be checked; the value is no Dice
+    (docs/annotate_one.md shows how well it ranks masks). The sentences of ``bundle.transforms.notices`` are written
+    under ``notices``.
 
     Args:
-        keys: Scores, refined.
-        overlap: As of ``LargestComponentsd``.
+        keys: Refined scores.
+        overlap: See ``ScoresToMasksd``.
         least_explained: Similarity of a scan to the annotated ones (``explained``), in logits, below which a notice
-            says that it is unlike them. It depends on network and head; ``None`` does not compare.
+            calls it unlike them. It depends on network and head; ``None`` skips this check.
     """
 
     def __init__(self, keys: KeysCollection, overlap: bool = False, least_explained: float | None = None) -> None:
@@ -243,7 +246,7 @@ class AssessScoresd(MapTransform):
 
     def _assessed(self, volume: Tensor, scores: Tensor) -> dict[str, Any]:
         quality, notices = [], {SCAN: scan_notices(getattr(volume, "meta", {}), self.least_explained)}
-        masks = each_organ_mask(scores, self.overlap)  # one at a time: all of them take a quarter of the scores' memory
+        masks = each_organ_mask(scores, self.overlap)
         for own, mask, expected in zip(scores, masks, expected_organs(volume), strict=True):
             quality.append(float(own[mask].median().sigmoid()) if mask.any() else 0.0)
             milliliters = milliliters_of(int(mask.sum()), volume)

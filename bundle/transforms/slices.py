@@ -1,7 +1,7 @@
-"""Slices and chunks: which support slice speaks for which query slice (paper, section 4.2; Roy et al. 2020).
+"""Slices and chunks: which support slice is used for which query slice (paper, section 4.2; Roy et al. 2020).
 
-An organ's extent is cut into chunks along the slices. Each chunk of the support is represented by its middle
-slice, and each query slice is segmented with the support slice of its own chunk.
+An organ's extent is divided into chunks of slices. Each chunk of the support is represented by its middle slice, and
+each query slice is segmented with the support slice of its own chunk.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def shows_organ(label: Tensor, organ: int) -> Tensor:
-    """Return for each slice of ``label (1, H, W, Z)`` whether it has a voxel of the organ, ``(Z,)``."""
+    """Return for each slice of ``label (1, H, W, Z)`` whether it shows the organ, ``(Z,)``."""
     return (label[0] == organ).any(dim=0).any(dim=0)
 
 
 def organ_slices(label: Tensor, organ: int) -> list[int]:
-    """Return the slices of ``label (1, H, W, Z)`` that have a voxel of the organ, in order."""
+    """Return the slices of ``label (1, H, W, Z)`` that show the organ, in order."""
     return torch.nonzero(shows_organ(label, organ)).flatten().tolist()
 
 
@@ -29,20 +29,20 @@ def organs_of(label: Tensor) -> list[int]:
 
 
 def support_slices(slices: Sequence[int], chunks: int) -> list[int]:
-    """Choose the slice in the middle of each chunk of an organ.
+    """Return the middle slice of each chunk of an organ.
 
     Args:
         slices: All slices of the support scan that show the organ, in order; gaps are allowed.
-        chunks: Parts of equal length.
+        chunks: Number of chunks, of equal length.
 
     Returns:
-        One slice a chunk; short organs repeat some.
+        One slice for each chunk; for short organs some are repeated.
 
     Raises:
         ValueError: If there is no slice, or no chunk.
     """
     if chunks < 1:
-        raise ValueError(f"chunks must be at least 1, got {chunks}.")
+        raise ValueError(f"chunks must be at least 1, got {chunks}. The paper uses 3.")
     if not slices:
         raise ValueError("the organ has no voxel in the support scan. Choose another support scan or organ.")
     first = 1 / (2 * chunks)
@@ -51,9 +51,9 @@ def support_slices(slices: Sequence[int], chunks: int) -> list[int]:
 
 
 def chunks_of_extent(depth: int, first: int, last: int, chunks: int) -> list[int]:
-    """Assign each slice of a scan to a chunk, given the organ's first and last slice in that same scan.
+    """Assign each slice of a scan to a chunk, given the organ's first and last slice in the same scan.
 
-    This is the paper's protocol: it needs the truth of the query. Slices outside the extent go to the nearest
+    This is the paper's protocol and needs the truth of the query. Slices outside the extent belong to the nearest
     chunk; an organ of one slice is chunk 0.
     """
     length = (last - first) / chunks
@@ -62,13 +62,12 @@ def chunks_of_extent(depth: int, first: int, last: int, chunks: int) -> list[int
 
 
 def chunks_by_position(depth: int, extent: tuple[float, float], chunks: int) -> list[int]:
-    """Assign each slice of a scan to a chunk by its relative height alone: no truth of the query is used.
+    """Assign each slice of a scan to a chunk by its relative height alone, without the truth of the query.
 
     Args:
-        depth: Slices of the query scan.
-        extent: Where the organ begins and ends in the support scan, as shares of that scan's height; the end is
-            above the beginning.
-        chunks: Parts of the extent.
+        depth: Number of slices of the query scan.
+        extent: Where the organ begins and ends in the support scan, as shares of that scan's height; begin < end.
+        chunks: Number of chunks.
     """
     heights = (np.arange(depth) + 0.5) / depth
     places = np.floor((heights - extent[0]) / ((extent[1] - extent[0]) / chunks))

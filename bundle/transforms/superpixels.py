@@ -1,4 +1,4 @@
-"""Pseudo-labels: cut each slice into superpixels, or the volume into supervoxels, and keep those that lie in the body.
+"""Pseudo-labels: divide each slice into superpixels, or the volume into supervoxels, and keep those inside the body.
 
     image (1, H, W, Z)   ->   superpixels (1, H, W, Z), int16, 0 = outside the body
 
@@ -21,7 +21,7 @@ from skimage.segmentation import felzenszwalb, slic
 from torch import Tensor
 
 SliceSegmenter = Callable[[np.ndarray], np.ndarray]
-"""A slice ``(H, W)``, float64, to a map of ids from 0, ``(H, W)``. To add a pseudo-label method, write one."""
+"""Maps a slice ``(H, W)``, float64, to ids from 0, ``(H, W)``. Write one to add a pseudo-label method."""
 
 Numbering = Literal["consecutive", "reference"]
 
@@ -29,15 +29,15 @@ Numbering = Literal["consecutive", "reference"]
 def felzenszwalb_superpixels(
     image: np.ndarray, min_size: int = 400, sigma: float = 1.0, scale: float = 1.0
 ) -> np.ndarray:
-    """Cut a slice by Felzenszwalb's graph method, as the paper does for CT and MR.
+    """Segment a slice by Felzenszwalb's graph method, as in the paper for CT and MR.
 
-    Intensities are far larger than ``scale / 255``, so ``min_size`` alone decides the result.
+    Intensities are far larger than ``scale / 255``, so ``min_size`` alone determines the result.
 
     Args:
         image: One slice, ``(H, W)``, in HU or raw MR units (not normalized).
-        min_size: Smallest superpixel, in pixels.
-        sigma: Width of the Gaussian that smooths the slice first, in pixels.
-        scale: Felzenszwalb's preference for large segments.
+        min_size: Smallest superpixel, pixels.
+        sigma: Standard deviation of the Gaussian that smooths the slice first, pixels.
+        scale: Felzenszwalb's scale: higher values give larger segments.
 
     Returns:
         Superpixel ids from 0, ``(H, W)``, in the raster order of their first pixels.
@@ -46,12 +46,12 @@ def felzenszwalb_superpixels(
 
 
 def slic_superpixels(image: np.ndarray, size: int = 400, compactness: float = 0.1) -> np.ndarray:
-    """Cut a slice by SLIC: superpixels of about equal size, rounder than Felzenszwalb's.
+    """Segment a slice by SLIC: superpixels of similar size, rounder than Felzenszwalb's.
 
     Args:
-        image: One slice, ``(H, W)``; its 1st and 99th percentile are made 0 and 1 first.
-        size: Pixels of a superpixel, about.
-        compactness: Weight of nearness against likeness; a higher one gives squares.
+        image: One slice, ``(H, W)``; its 1st and 99th percentile are first mapped to 0 and 1.
+        size: Approximate size of a superpixel, pixels.
+        compactness: Weight of distance against intensity; higher values give squares.
 
     Returns:
         Superpixel ids from 0, ``(H, W)``.
@@ -61,14 +61,14 @@ def slic_superpixels(image: np.ndarray, size: int = 400, compactness: float = 0.
 
 
 def body_mask(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Find the body in a slice: the largest piece above the threshold, its holes filled.
+    """Find the body in a slice: the largest component above the threshold, holes filled.
 
     Args:
         image: One slice, ``(H, W)``.
-        threshold: Pixels above it may be body, in the image's units.
+        threshold: Only pixels above it may be body, in the image's units.
 
     Returns:
-        ``(H, W)`` bool; all false if no pixel passes.
+        ``(H, W)`` bool; all false if no pixel is above the threshold.
     """
     pieces = connected_components(image > threshold, connectivity=2)
     if pieces.max() == 0:
@@ -83,9 +83,9 @@ def number_superpixels(segments: np.ndarray, body: np.ndarray, numbering: Number
     Args:
         segments: Ids from 0, ``(H, W)``.
         body: ``(H, W)`` bool.
-        numbering: ``"consecutive"`` numbers the segments that have a pixel in the body from 1, without gaps.
-            ``"reference"`` is the authors' rule: segment 0 is lost, the last id is one higher than its
-            place, and segments that lie outside the body leave gaps (docs/method.md).
+        numbering: ``"consecutive"`` numbers the segments with a pixel in the body from 1, without gaps.
+            ``"reference"`` is the authors' rule: segment 0 is lost, the last id is raised by one, and segments outside
+            the body leave gaps (docs/method.md).
 
     Returns:
         ``(H, W)`` int16 ids, 0 outside the body.
@@ -98,7 +98,9 @@ def number_superpixels(segments: np.ndarray, body: np.ndarray, numbering: Number
         ids = np.where((segments == last) & (last > 0), last + 1, segments)
         return (ids * body).astype(np.int16)
     if numbering != "consecutive":
-        raise ValueError(f"numbering must be 'consecutive' or 'reference', got {numbering!r}.")
+        raise ValueError(
+            f"numbering must be 'consecutive' or 'reference', got {numbering!r}. The default is consecutive."
+        )
     inside = np.where(body, segments + 1, 0)
     is_present = np.bincount(inside.ravel()) > 0
     is_present[0] = False
@@ -106,12 +108,12 @@ def number_superpixels(segments: np.ndarray, body: np.ndarray, numbering: Number
 
 
 class PseudoLabelsd(MapTransform):
-    """Write the pseudo-labels of ``data[key]`` to ``data[output_key]``; a member says how a volume is cut.
+    """Base class: write the pseudo-labels of ``data[key]`` to ``data[output_key]``.
 
     Args:
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
-        body_threshold: Intensities at or below it are outside the body. ``None`` finds one for the volume
-            by the triangle method, which suits scans with much dark background.
+        body_threshold: Intensities at or below it are outside the body. ``None`` finds one for each volume
+            by the triangle method, which suits scans with a large dark background.
         output_key: Where the ``(1, H, W, Z)`` ids go.
     """
 
@@ -144,10 +146,10 @@ class Superpixelsd(PseudoLabelsd):
 
     Args:
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
-        segmenter: Cuts one slice ``(H, W)`` into ids from 0. Of several, such as one for each of several scales, the
-            slices take turns: neighbors look alike, so each place is cut by all of them.
-        body_threshold: As of ``PseudoLabelsd``.
-        numbering: How ids are given: see ``number_superpixels``.
+        segmenter: Maps one slice ``(H, W)`` to ids from 0. Several, such as one for each scale, are used in turn from
+            slice to slice: neighboring slices look alike, so each region is segmented by all of them.
+        body_threshold: See ``PseudoLabelsd``.
+        numbering: How ids are assigned; see ``number_superpixels``.
         output_key: Where the ``(1, H, W, Z)`` superpixels go.
     """
 
@@ -162,7 +164,7 @@ class Superpixelsd(PseudoLabelsd):
         super().__init__(keys, body_threshold, output_key)
         self.segmenters = [segmenter] if callable(segmenter) else list(segmenter)
         if not self.segmenters:
-            raise ValueError("segmenter is an empty list. Name at least one pseudo-label method.")
+            raise ValueError("segmenter must name at least one pseudo-label method, got an empty list. Add one.")
         self.numbering = numbering
 
     def segment_volume(self, volume: Tensor) -> Tensor:
@@ -180,15 +182,15 @@ class Superpixelsd(PseudoLabelsd):
 class Supervoxelsd(PseudoLabelsd):
     """Write the supervoxels of ``data[key]`` to ``data[output_key]``: SLIC in three dimensions.
 
-    A supervoxel has one id in all slices that it reaches, so that the query of an episode can be another slice than
-    the support: see ``EpisodeDataset``'s ``query_distance``.
+    A supervoxel has the same id in all its slices, so that the query of an episode can be another slice than the
+    support; see ``query_distance`` of ``EpisodeDataset``.
 
     Args:
         keys: Image volumes, each ``(1, H, W, Z)``, not normalized.
-        size: Pixels of a supervoxel in each slice, about.
-        slices: Slices that it reaches through, about.
-        compactness: Weight of nearness against likeness; a higher one gives boxes.
-        body_threshold: As of ``PseudoLabelsd``.
+        size: Approximate size of a supervoxel in each slice, pixels.
+        slices: Approximate number of slices of a supervoxel.
+        compactness: Weight of distance against intensity; higher values give boxes.
+        body_threshold: See ``PseudoLabelsd``.
         output_key: Where the ``(1, H, W, Z)`` supervoxels go.
 
     Raises:
@@ -206,7 +208,9 @@ class Supervoxelsd(PseudoLabelsd):
     ) -> None:
         super().__init__(keys, body_threshold, output_key)
         if size < 1 or slices < 1:
-            raise ValueError(f"size and slices of a supervoxel must be at least 1, got {size} and {slices}.")
+            raise ValueError(
+                f"size and slices of a supervoxel must be at least 1, got {size} and {slices}. Raise them."
+            )
         self.size, self.slices, self.compactness = size, slices, compactness
 
     def segment_volume(self, volume: Tensor) -> Tensor:
@@ -214,7 +218,7 @@ class Supervoxelsd(PseudoLabelsd):
         image = _single_channel(volume)
         threshold = self._threshold(image)
         body = np.stack([body_mask(image[..., z], threshold) for z in range(image.shape[-1])], axis=-1)
-        # So spaced, a supervoxel of equal extent along all axes has the size that is asked for.
+        # With this spacing, a supervoxel of equal extent along all axes has the requested size.
         spacing = (1.0, 1.0, self.size**0.5 / self.slices)
         segments = min(max(2, round(image.size / (self.size * self.slices))), np.iinfo(np.int16).max - 1)
         ids = slic(
@@ -229,7 +233,7 @@ class Supervoxelsd(PseudoLabelsd):
 
 def _single_channel(volume: Tensor) -> np.ndarray:
     if volume.ndim != 4 or volume.shape[0] != 1:
-        raise ValueError(f"expected a single-channel volume (1, H, W, Z), got {tuple(volume.shape)}.")
+        raise ValueError(f"a volume must be (1, H, W, Z), got {tuple(volume.shape)}. Give a single channel.")
     return np.asarray(volume[0], dtype=np.float64)
 
 

@@ -1,10 +1,10 @@
 """From files to volumes on the network's grid, and back.
 
     LoadImaged, CheckVolumed -> SliceLayoutd -> CropPaddingd -> (intensity) -> FitSlicesd     RestoreGridd -> SaveMasks
-    file, what we take          (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
+    a valid volume              (1, H, W, Z)    no padding      see intensity  H x W of the   mask on the grid
                                                                                network        of the file
 
-Every step keeps the affine true, so that the way back needs nothing but the affines of mask and file.
+Every step updates the affine, so that the way back only needs the affines of mask and file.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ Data = dict[Hashable, Any]
 logger = logging.getLogger(__name__)
 
 LONGEST_SIDE = 4096
-"""Most voxels along an axis of a resampled scan, so that a wrong voxel size does not fill the memory."""
+"""Most voxels along an axis of a resampled scan, so that a wrong voxel size cannot fill the memory."""
 
 
 class SliceLayoutd(MapTransform):
-    """Bring volumes to rows, columns, slices: ``(1, H, W, Z)``, by permuting and flipping axes only.
+    """Reorder volumes to rows, columns, slices ``(1, H, W, Z)``, by permuting and flipping axes only.
 
     Args:
         keys: Volumes ``(1, ., ., .)`` with an affine.
-        orientation: Axis codes of rows, columns and slices, the same for every scan. ``"PLS"`` is what a
-            radiologist sees of an axial slice, front up, right side on the left. ``None`` keeps the planes
-            as they were acquired: use it for cardiac short-axis stacks, whose affines differ from patient
-            to patient.
-        slice_axis: With ``orientation=None``, the file's axis that counts slices: 0, 1 or 2. Rows are then the
-            second and columns the first of the other two, as NIfTI files store planes.
+        orientation: Axis codes of rows, columns and slices, the same for every scan. ``"PLS"`` is a radiologist's
+            view of an axial slice: front up, right side on the left. ``None`` keeps the planes as acquired: use it
+            for cardiac short-axis stacks, whose affines differ from patient to patient.
+        slice_axis: With ``orientation=None``, the file's slice axis: 0, 1 or 2. Of the other two axes, the second
+            becomes rows and the first columns, as NIfTI files store planes.
 
     Raises:
         ValueError: If the orientation is not three codes of three axes, or ``slice_axis`` is not 0, 1 or 2.
@@ -56,10 +55,13 @@ class SliceLayoutd(MapTransform):
             len(orientation) == 3 and all(len(pair & set(orientation)) == 1 for pair in pairs)
         ):
             raise ValueError(
-                f"orientation must name one of L/R, one of P/A and one of I/S, such as 'PLS', got {orientation!r}."
+                f"orientation must name one of L/R, one of P/A and one of I/S, got {orientation!r}. "
+                "Set PLS for axial slices."
             )
         if slice_axis not in (0, 1, 2):
-            raise ValueError(f"slice_axis must be 0, 1 or 2, the file's axis that counts slices, got {slice_axis!r}.")
+            raise ValueError(
+                f"slice_axis, the file's axis that counts slices, must be 0, 1 or 2, got {slice_axis!r}. Try 2."
+            )
         self.orientation = orientation
         self.slice_axis = slice_axis
 
@@ -78,21 +80,21 @@ class SliceLayoutd(MapTransform):
 
 
 class FitSlicesd(MapTransform):
-    """Resample volumes, then crop or pad each slice about its center to the network's size.
+    """Resample volumes, then crop or pad each slice around its center to the network's size.
 
-    Labels go along by nearest neighbor. What lies outside the scan takes its smallest value, in labels 0.
+    Labels are resampled by nearest neighbor. Padding takes the scan's minimum, or 0 for labels.
 
     Args:
         keys: Volumes ``(1, H, W, Z)`` with an affine.
         size: Rows and columns of the network's slices, pixels.
-        spacing: Voxel size to resample to, mm, as (row, column, slice); -1 keeps an axis as it is.
+        spacing: Voxel size to resample to, mm, as (row, column, slice); -1 keeps an axis unchanged.
             ``"fit"`` chooses the pixel size of each scan so that its longer side fills ``size``. ``None``
             keeps the scan's own.
-        support_pixel: With ``"fit"``, gives the pixel size of the annotated scans on the network's grid, mm, from
-            what is known of the scan; ``None`` if it is not known.
-        tolerance: How many times larger or smaller than the annotated scans' the pixels of a scan may be. Beyond, the
-            scan takes theirs, so that organs keep their size; what then lies outside ``size`` is cropped, with a
-            warning.
+        support_pixel: With ``"fit"``, returns the pixel size of the annotated scans on the network's grid, mm, given
+            the scan's entry; ``None`` if it is not known.
+        tolerance: Largest ratio of a scan's pixel size to the annotated scans', up or down, >= 1. Beyond it, the scan
+            is resampled to their pixel size, so that organs keep their size; what then lies outside ``size`` is
+            cropped, with a warning.
 
     Raises:
         ValueError: If ``size``, ``spacing`` or ``tolerance`` is out of range.
@@ -108,17 +110,14 @@ class FitSlicesd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         if not isinstance(size, list | tuple) or len(size) != 2 or min(size) < 16:
-            raise ValueError(f"size must be two numbers of pixels, rows and columns, at least 16, got {size!r}.")
-        if isinstance(spacing, str) and spacing != "fit":
-            raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
-        if spacing is not None and not isinstance(spacing, str | list | tuple):
-            raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}.")
-        if isinstance(spacing, list | tuple) and not (len(spacing) == 3 and all(mm > 0 or mm == -1 for mm in spacing)):
             raise ValueError(
-                f"spacing must be (row, column, slice) in mm, each above 0 or -1 to keep it, got {list(spacing)}."
+                f"size must be two numbers of pixels, rows and columns, at least 16, got {size!r}. Set [256, 256]."
             )
+        _check_spacing(spacing)
         if tolerance < 1:
-            raise ValueError(f"tolerance must be at least 1, how many times larger a pixel may be, got {tolerance}.")
+            raise ValueError(
+                f"tolerance, a ratio of pixel sizes, must be at least 1, got {tolerance}. The default is 1.3."
+            )
         self.size = list(size)
         self.spacing = spacing
         self.support_pixel = support_pixel
@@ -157,8 +156,8 @@ class FitSlicesd(MapTransform):
         present = np.asarray(volume.pixdim, dtype=float)
         if np.allclose(wanted, present, rtol=1e-4):
             return volume
-        # Not MONAI's Spacing: it centers the new grid, half a voxel away, where an oblique affine is not exact in
-        # its last digits. Here the first voxel stays where it is, whatever the scan's place in space.
+        # Not MONAI's Spacing: with an oblique affine that is inexact in its last digits, it centers the new grid half
+        # a voxel away. Here the first voxel always stays in place.
         factor = present / wanted
         shape = [int(n) for n in _nearest((np.asarray(volume.shape[1:]) - 1) * factor + 1)]
         if max(shape) > LONGEST_SIDE:
@@ -171,18 +170,27 @@ class FitSlicesd(MapTransform):
         return SpatialResample(mode=mode, padding_mode="border", dtype=np.float32)(volume, affine, shape)
 
 
+def _check_spacing(spacing: Any) -> None:
+    is_list = isinstance(spacing, list | tuple)
+    if not is_list and spacing not in (None, "fit"):
+        raise ValueError(f"spacing must be three numbers in mm, 'fit' or null, got {spacing!r}. Set fit if in doubt.")
+    if is_list and not (len(spacing) == 3 and all(mm > 0 or mm == -1 for mm in spacing)):
+        raise ValueError(
+            f"spacing must be (row, column, slice) in mm, each above 0, got {list(spacing)}. Set -1 to keep an axis."
+        )
+
+
 def _warn_of_crop(volume: MetaTensor, ratio: float, kept: np.ndarray) -> None:
     logger.warning(
-        "%s: the field of view is %.1f times the annotated scan's. Organs are looked for in the central "
-        "%.0f x %.0f mm.",
+        "%s: the field of view is %.1f times the annotated scan's. Only the central %.0f x %.0f mm are segmented.",
         *(Path(str(volume.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "scan"))).name, ratio, *kept),
     )
 
 
 class RestoreGridd(MapTransform):
-    """Bring predicted label maps back to the grid of the file: its shape, its affine, its orientation.
+    """Resample predicted label maps back to the grid of the file: its shape, affine and orientation.
 
-    Voxels that were cropped away are 0.
+    Cropped voxels are 0.
 
     Args:
         keys: Label maps ``(1, H, W, Z)`` on the network's grid, whose meta is the loaded image's.
@@ -200,9 +208,9 @@ class RestoreGridd(MapTransform):
 
 
 def restore_grid(label: MetaTensor) -> MetaTensor:
-    """Bring label maps or masks ``(C, H, W, Z)`` by nearest neighbor to the grid that their meta calls original.
+    """Resample label maps or masks ``(C, H, W, Z)`` by nearest neighbor to the original grid in their meta.
 
-    The result is on the CPU: it goes to a file, which MONAI Label's server writes without asking for the device.
+    The result is on the CPU, since it is written to a file; MONAI Label's server does not move it itself.
     """
     meta = label.meta
     shape = [int(n) for n in meta[MetaKeys.SPATIAL_SHAPE]]
@@ -216,13 +224,15 @@ def restore_grid(label: MetaTensor) -> MetaTensor:
 
 
 def _fetched(volume: Tensor, to_volume: np.ndarray, shape: list[int]) -> Tensor:
-    """Fetch a volume of ``shape`` from another one, given where its voxels ``(i, j, k, 1)`` lie in that one.
+    """Sample a volume on a grid of ``shape``, given the map of the grid's voxels ``(i, j, k, 1)`` into the volume.
 
-    The way here only permuted, flipped, scaled and cropped axes, so each axis of one follows one axis of the other.
+    Loading only permuted, flipped, scaled and cropped axes, so each axis of the grid follows one axis of the volume.
     """
     axes = np.abs(to_volume[:3, :3]).argmax(axis=0)  # of the volume, for each axis of the result
     if sorted(axes) != [0, 1, 2]:
-        raise ValueError("the label map is turned against its scan's grid; it must be on the grid that was loaded.")
+        raise ValueError(
+            "a label map must not be rotated against its scan's grid. Keep it on the grid on which the scan was loaded."
+        )
     result = volume.permute(*(int(axis) for axis in axes))
     for axis, (n, own) in enumerate(zip(shape, axes, strict=True)):
         places = _nearest(to_volume[own, axis] * np.arange(n) + to_volume[own, 3])
@@ -234,5 +244,5 @@ def _fetched(volume: Tensor, to_volume: np.ndarray, shape: list[int]) -> Tensor:
 
 
 def _nearest(places: np.ndarray) -> np.ndarray:
-    """Round to whole numbers; where two are as near, affines that differ in their last digits give the same one."""
+    """Round to whole numbers; ties are rounded alike even if affines differ in their last digits."""
     return np.rint(np.round(places, 3)).astype(int)

@@ -90,7 +90,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_leaves_nothing(tmp_path: Path, 
 
     message = error_in_a_child(fill)
     assert message.startswith(f"CacheError: the cache folder {folder} cannot be written to (")
-    assert message.endswith("). Set cache_dir to one that can, or free space there; what was finished is kept.")
+    assert message.endswith("). Set cache_dir to another folder, or free space there; finished entries are kept.")
     assert "Traceback" not in message
     assert contents(folder) == []
     check_entries(scans, folder)
@@ -151,7 +151,9 @@ def test_a_full_disk_counts_more_than_a_bad_scan_before_it(tmp_path: Path, monke
 
 def test_all_bad_scans_are_listed(tmp_path: Path) -> None:
     scans = [{"image": str(tmp_path / name)} for name in ("gone.npz", "lost.npz")]
-    with pytest.raises(ScanError, match=r"gone\.npz: there is no such image file\.\n  \S*lost\.npz: there is no such"):
+    with pytest.raises(
+        ScanError, match=r"gone\.npz: there is no such image file\. Check the path\.\n  \S*lost\.npz: there is no such"
+    ):
         cached_scans(scans, StoredScan(), tmp_path / "cache", num_workers=0)
 
 
@@ -258,5 +260,5 @@ def test_a_damaged_entry_is_named(tmp_path: Path, name: str) -> None:
     (entry,) = (tmp_path / "cache").iterdir()
     with (entry / name).open("r+b") as file:
         file.truncate(20)
-    with pytest.raises(CacheError, match=rf"the entry {entry} of the cache is damaged .* Remove that folder"):
+    with pytest.raises(CacheError, match=rf"the cache entry {entry} is damaged .* Remove that folder"):
         cached_scans(scans, StoredScan(), tmp_path / "cache", num_workers=0)

@@ -147,7 +147,7 @@ def test_without_a_distance_the_query_is_the_supports_own_slice(tmp_path: Path) 
 
 
 def test_a_negative_distance_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="query_distance must be a number of slices"):
+    with pytest.raises(ValueError, match="query_distance must be at least 0 slices"):
         of_slices(tmp_path, quarters(1, 0, 0, 0), query_distance=-1)
 
 

@@ -1,4 +1,4 @@
-"""Settings 1 and 2: which training slices are left out, by the paper's rule and by that of later papers."""
+"""Settings 1 and 2: which training slices are excluded, by the paper's rule and by that of later papers."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_both_counts_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[s
     scans = [scan(tmp_path, (), (1,), (2,), (1, 3), (1, 2, 3))]
     exclusion(scans).of(scans)
     assert (
-        "setting 2, test organs liver, spleen: 3 of 5 training slices are left out (they show any of the organs: 3, "
-        "all of them: 2)" in capsys.readouterr().out
+        "setting 2, test organs liver, spleen: 3 of 5 training slices are excluded (slices with any of the organs: 3, "
+        "with all of them: 2)" in capsys.readouterr().out
     )
 
 
@@ -70,9 +70,9 @@ def test_both_counts_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (3, ["liver"], "setting must be 1, 2 or 'legacy_all', got 3"),
         (True, [], "got True"),
         ("legacy", ["liver"], "got 'legacy'"),
-        (1, ["liver"], "setting 1 leaves no slice out"),
-        (2, [], "name them in test_organs"),
-        ("legacy_all", None, "name them in test_organs"),
+        (1, ["liver"], "setting 1 excludes no slice and takes no test_organs, got liver"),
+        (2, [], "Name them in test_organs"),
+        ("legacy_all", None, "Name them in test_organs"),
         (2, ["liver", "lung"], r"test_organs must be among organs \(liver, kidneys, spleen\), got lung"),
     ],
 )
@@ -86,7 +86,7 @@ def test_one_name_needs_no_list(tmp_path: Path) -> None:
 
 
 def test_a_training_scan_without_a_label_is_refused_in_setting_2(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scan_9 has no label map.*setting 1"):
+    with pytest.raises(ValueError, match=r"scan_9 has none\..*setting 1"):
         exclusion([]).of([{"image": "scan_9"}])
 
 

@@ -138,12 +138,14 @@ def test_a_broken_label_map_is_named_itself(tmp_path: Path) -> None:
 
 def test_a_folder_with_the_name_of_a_scan_is_named(tmp_path: Path) -> None:
     (tmp_path / "scan.nii").mkdir()
-    with pytest.raises(ScanError, match=r"scan\.nii: this is a folder, no image\. Rename it"):
+    with pytest.raises(ScanError, match=r"scan\.nii: this is a folder, not a file\. Rename it"):
         read_scan({"image": str(tmp_path / "scan.nii")}, LOAD)
 
 
 def test_problems_are_all_listed_at_the_end() -> None:
-    with pytest.raises(ScanError, match=r"2 scans could not be used, all others are done:\n  a: broken\n  b: empty"):
+    with pytest.raises(
+        ScanError, match=r"2 scans could not be used; all others are finished:\n  a: broken\n  b: empty"
+    ):
         report_problems(["a: broken", "b: empty"])
 
 

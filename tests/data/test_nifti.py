@@ -215,5 +215,5 @@ def test_what_is_no_nifti_file_is_refused(tmp_path: Path, content: bytes, messag
 )
 def test_color_and_complex_numbers_are_refused_and_never_cast(tmp_path: Path, values: np.ndarray, kind: str) -> None:
     path = write_bytes(tmp_path / "scan.nii", nifti_bytes(values, **SFORM))
-    with pytest.raises(ValueError, match=rf"one real number a voxel, got {kind}\. Export it in gray values\."):
+    with pytest.raises(ValueError, match=rf"one real number per voxel, got {kind}\. Export it in gray values\."):
         read_nifti(path)

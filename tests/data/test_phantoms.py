@@ -86,7 +86,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"labelled": 3}, r"unknown phantom settings \['labelled'\]; known are .*'labeled'"),
+        ({"labelled": 3}, r"phantom settings must be among .*'labeled'.*, got \['labelled'\]"),
         ({"modality": "pet"}, "modality 'ct' or 'mr'"),
         ({"unlabeled": -1}, "counts from 0"),
     ],
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 def test_two_commands_do_not_write_the_same_phantoms(tmp_path: Path) -> None:
     folder = tmp_path / "phantom"
-    with alone_in(folder, tmp_path / ".phantom.lock"), pytest.raises(ValueError, match=f"works in {folder}, and"):
+    with alone_in(folder, tmp_path / ".phantom.lock"), pytest.raises(ValueError, match=f"is writing to {folder}, and"):
         write_phantoms(folder, **SMALL)
     assert not folder.exists()
 

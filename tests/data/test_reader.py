@@ -70,7 +70,7 @@ def test_without_itk_a_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
     path = write_bytes(tmp_path / name, OTHER_FORMATS[name])
-    with pytest.raises(FileError, match=rf"^{path}: this format is read by itk, which is not installed: pip install"):
+    with pytest.raises(FileError, match=rf"^{path}: this format needs itk, which is not installed: pip install"):
         LoadImage(reader=ScanReader)(path)
 
 
@@ -104,7 +104,7 @@ def test_image_and_label_are_read_by_the_same_rule(tmp_path: Path) -> None:
 BAD_FILES: dict[str, tuple[bytes, str]] = {
     "LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n",
-        r"this is Git LFS's pointer to the file, not the file\. Fetch it with git lfs pull\.",
+        r"this is a Git LFS pointer, not the file itself\. Fetch it with git lfs pull\.",
     ),
     "empty": (b"", r"the file is empty\. Copy it again\."),
     "text": (
@@ -113,9 +113,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     ),
     "RGB": (
         nifti_bytes(np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), **SFORM),
-        r"a scan must hold one real number a voxel, got colors \(RGB\)",
+        r"a scan must hold one real number per voxel, got colors \(RGB\)",
     ),
-    "complex": (nifti_bytes(noise(np.complex64), **SFORM), r"a scan must hold one real number a voxel, got complex"),
+    "complex": (nifti_bytes(noise(np.complex64), **SFORM), r"a scan must hold one real number per voxel, got complex"),
     "wrong checksum": (
         gzip.compress(nifti_bytes(noise(), **SFORM))[:-8] + bytes(8),
         r"the file cannot be read \(BadGzipFile: CRC check failed.*It may be truncated; copy it again\.",
@@ -133,14 +133,17 @@ def test_a_bad_file_is_named_in_one_line(tmp_path: Path, content: bytes, message
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"gone\.nii: there is no such file file\."):
+    with pytest.raises(FileError, match=r"gone\.nii: there is no such file\. Check the path\."):
         load_volume(tmp_path / "gone.nii")
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (MemoryError(), "the volume does not fit into memory. Close other programs, or take a machine with more."),
+        (
+            MemoryError(),
+            "the volume does not fit into memory. Close other programs, or use a machine with more memory.",
+        ),
         (ValueError("organs must be named, got 3."), "organs must be named, got 3."),
         (ValueError("Are they of one scan?"), "Are they of one scan?"),
         (ValueError("w2 < 0"), "the file cannot be read (ValueError: w2 < 0). It may be truncated; copy it again."),
@@ -167,7 +170,11 @@ def test_a_librarys_words_are_cut_where_they_become_a_page() -> None:
             NRRD.format(encoding="raw").replace("6 7 8", "6 7 8 3").replace("sion: 3", "sion: 4"),
             "trouble reading",
         ),
-        ("a.mha", META.format(packed="False").replace("NDims = 3", "NDims = 0"), "declares 0 dimensions"),
+        (
+            "a.mha",
+            META.format(packed="False").replace("NDims = 3", "NDims = 0"),
+            "must declare 1 to 5 dimensions, got 0",
+        ),
     ],
 )
 def test_what_itk_would_stumble_over_is_a_sentence(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -114,7 +114,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_where_scans_go(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no scan: put them into .*images"):
+    with pytest.raises(FileNotFoundError, match=r"holds no scan\. Put scans into .*images"):
         open_split(tmp_path / "study", tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_a_number_of_support_scans_that_is_none_is_refused(tmp_path: Path, numbe
 
 
 def test_support_scans_that_leave_none_to_train_on_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 support scans beside 2 queries leave none of the 10 annotated scans"):
+    with pytest.raises(ValueError, match="8 support scans and 2 queries leave none of the 10 annotated scans"):
         fold_of([{"image": str(number)} for number in range(10)], 0, shots=8)
 
 
@@ -239,7 +239,7 @@ def test_a_scan_is_called_like_its_file_without_the_suffix(file: str, name: str)
 
 
 def test_a_support_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="either support_dir or support_image and support_label, not both"):
+    with pytest.raises(ValueError, match="support must be support_dir or support_image, got both"):
         find_support(support_dir=tmp_path, support_image="a.nii.gz", support_label="b.nii.gz")
 
 

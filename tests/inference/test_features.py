@@ -72,5 +72,5 @@ def test_a_full_disk_is_said_with_its_folder(monkeypatch: pytest.MonkeyPatch) ->
         return Path("/dev/full").open("wb")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(ValueError, match=rf"{tempfile.gettempdir()} cannot take it \(No space left.*set TMPDIR"):
+    with pytest.raises(ValueError, match=rf"{tempfile.gettempdir()} cannot hold it \(No space left.*set TMPDIR"):
         kept_features(batches(), 7)

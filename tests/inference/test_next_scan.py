@@ -125,7 +125,7 @@ def test_a_ranking_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
         "First comes the scan whose mask is least confident:",
         "  scan, no 7  0.512",
         "  scan 2  0.900",
-        f"all of them: {path}",
+        f"ranking: {path}",
     ]
 
 

@@ -174,7 +174,7 @@ def test_a_record_that_is_none_is_refused(tmp_path: Path, field: str, value: Any
 def test_tensors_that_belong_to_no_scan_or_are_not_finite_are_refused(tmp_path: Path, name: str, value: Tensor) -> None:
     path = tmp_path / "p.safetensors"
     write_prototypes(path, TENSORS, RECORD)
-    with pytest.raises(ValueError, match=r"belongs to none of its 2 scans|not finite"):
+    with pytest.raises(ValueError, match=r"belongs to none of its 2 scans|holds NaN or infinity"):
         read_prototypes(damaged(path, lambda _, tensors: tensors.update({name: value})))
 
 
@@ -184,7 +184,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"p\.safetensors is damaged: its tensors are not those that were written"):
+    with pytest.raises(ValueError, match=r"p\.safetensors is damaged: its tensors do not match their hash"):
         read_prototypes(path)
 
 
@@ -298,7 +298,7 @@ def test_a_matching_of_ones_own_that_knows_no_files_says_so() -> None:
         from_tensors = Matching.from_tensors
 
     for method in (Own().to_tensors, Own().from_tensors):
-        with pytest.raises(NotImplementedError, match="Own cannot keep annotated scans in files"):
+        with pytest.raises(NotImplementedError, match=r"Own cannot (write|read) encoded scans"):
             method({})
 
 
@@ -383,7 +383,7 @@ def test_an_organ_without_a_name_is_known_by_its_id(network: ALPNet, tmp_path: P
     assert names == {"liver": 3, "organ_7": 7}
     assert len(both[3]) == 2
     spleen = named(tmp_path / "b", network, 2, spleen=3)
-    with pytest.raises(ValueError, match="id 3 of the label maps may be liver or spleen"):
+    with pytest.raises(ValueError, match="id 3 of the label maps may mean liver or spleen"):
         pooled(network, liver, spleen, unnamed)
 
 

@@ -69,7 +69,7 @@ def test_what_is_finished_is_not_made_again_and_stays_in_the_table(
     segment(tmp_path, {"scan_10": 30}, begun(tmp_path))
     (tmp_path / "volumes.csv").unlink()  # killed before it was written
     resumed = begun(tmp_path, resume=True)
-    assert capsys.readouterr().out.splitlines()[-1] == "resumed: 1 of 3 masks are there already"
+    assert capsys.readouterr().out.splitlines()[-1] == "resumed: 1 of 3 masks are already finished"
     assert resumed.pending == [SCANS[0], SCANS[2]]
     segment(tmp_path, {"scan_2": 20, "scan_3": 50}, resumed)
     assert liver(tmp_path) == [
@@ -175,7 +175,7 @@ def test_resuming_with_something_else_is_refused_with_its_name(tmp_path: Path) -
     begun(tmp_path, files={"checkpoint": checkpoint}).record()
     checkpoint.write_bytes(b"others")
     settings = {"slice_size": [64, 64], "organs": {"liver": 1}}
-    with pytest.raises(ValueError, match="made with something else") as caught:
+    with pytest.raises(ValueError, match="made with other settings") as caught:
         begun(tmp_path, resume=True, settings=settings, files={"checkpoint": checkpoint})
     words = str(caught.value)
     assert "spacing was 'fit', is not set" in words

@@ -128,10 +128,12 @@ def test_a_scan_or_weights_that_leave_no_numbers_are_refused(value: float) -> No
     network, volume = small_network().eval(), annotated_scan()["image"]
     broken = volume.clone()
     broken[..., 2] = value
-    with pytest.raises(ValueError, match=r"the features of slices 0 to 2 are not finite\. The scan or the weights"):
+    with pytest.raises(
+        ValueError, match=r"features must be finite, but those of slices 0 to 2 are not\. The scan or the weights"
+    ):
         SliceEncoder()(broken, network)
     network.encoder.localconv.weight.data[:] = value
-    with pytest.raises(ValueError, match="are not finite"):
+    with pytest.raises(ValueError, match="features must be finite"):
         SliceEncoder()(volume, network)
 
 

@@ -379,7 +379,7 @@ def test_other_weights_do_not_use_what_lies_on_disk(network: ALPNet, tmp_path: P
 
 
 def test_an_organ_of_the_ignored_value_is_refused() -> None:
-    with pytest.raises(ValueError, match="organs has the id 255, which ignore_value says"):
+    with pytest.raises(ValueError, match="organs has the id 255, but ignore_value marks"):
         VolumeInferer([], organs={"liver": 255}, ignore_value=255)
 
 
@@ -472,10 +472,10 @@ def test_a_head_is_in_eval_mode() -> None:
     ("settings", "message"),
     [
         ({"protocol": "slices"}, "protocol must be 'volume' or 'paper'"),
-        ({"organs": {}}, "organs must give each organ's name an id of its own"),
-        ({"organs": [500]}, "organs must give each organ's name an id of its own"),
-        ({"organs": {"a": "500"}}, "organs must give each organ's name an id of its own"),
-        ({"organs": {"a": 500, "b": 500}}, "organs must give each organ's name an id of its own"),
+        ({"organs": {}}, "organs must give each organ's name its own id"),
+        ({"organs": [500]}, "organs must give each organ's name its own id"),
+        ({"organs": {"a": "500"}}, "organs must give each organ's name its own id"),
+        ({"organs": {"a": 500, "b": 500}}, "organs must give each organ's name its own id"),
         ({"slice_batch": 0}, "slice_batch must be at least 1"),
     ],
 )

@@ -233,7 +233,7 @@ def test_of_an_encoder_with_several_feature_maps_one_is_taken(level: int, same: 
 @pytest.mark.parametrize("level", [None, 2, -3])
 def test_an_encoder_with_several_feature_maps_needs_a_level(level: int | None) -> None:
     with pytest.raises(
-        ValueError, match=rf"the encoder returns 2 feature maps, and one is needed, got level {level}\. Set"
+        ValueError, match=rf"the encoder returns 2 feature maps and the network needs one, got level {level}\. Set"
     ):
         ALPNet(SeveralMaps(), level=level)(torch.randn(1, 3, 32, 32))
 

@@ -142,5 +142,5 @@ def test_prototypes_unlike_a_pixel_leave_its_score_as_it_is() -> None:
 
 
 def test_averaging_less_than_one_similarity_is_refused() -> None:
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="k, the number of averaged similarities, must be at least 1"):
         TopKClassifier(k=0)

@@ -203,5 +203,5 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     network = ALPNet(ResNetEncoder(18, "layer3", out_channels=4))
     network.encoder.localconv.weight.data[0, 0] = value
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt hold numbers that are not finite in encoder\.localconv\.weight\."):
+    with pytest.raises(ValueError, match=r"model\.pt holds NaN or infinity in encoder\.localconv\.weight\."):
         load_network(network, tmp_path / "model.pt")

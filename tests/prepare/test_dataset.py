@@ -298,7 +298,7 @@ def test_an_annotated_scan_without_an_organ_is_prepared_and_said(
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v[:-1]), r"its image's shape \(20, 24, 6\)"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", np.asarray, shift=3.0), "corners 3.0 mm apart"),
         (lambda s: rewrite(s / "labels" / "label_2.nii.gz", lambda v: v + 5), r"ids of .*got \[5, 6, 7, 8, 9\]"),
-        (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "the image is constant"),
+        (lambda s: rewrite(s / "images" / "scan_2.nii.gz", np.zeros_like), "an image must not be constant"),
     ],
 )
 def test_a_scan_that_cannot_be_used_is_named_and_the_others_are_done(
@@ -308,7 +308,9 @@ def test_a_scan_that_cannot_be_used_is_named_and_the_others_are_done(
     organs = "{liver: 1, right_kidney: 2, left_kidney: 3, spleen: 4}"
     assert run("nifti", source=source, target=tmp_path / "target", organs=organs) == 1
     text = said(capsys)
-    assert_says(text, r"error: 1 scan could not be used, all others are done:\n  scan_2 \(from images/scan_2.nii.gz\)")
+    assert_says(
+        text, r"error: 1 scan could not be used; all others are finished:\n  scan_2 \(from images/scan_2.nii.gz\)"
+    )
     assert_says(text, words)
     assert "Traceback" not in text
     assert [scan["name"] for scan in record_of(tmp_path / "target")["scans"]] == ["scan_1", "scan_10"]

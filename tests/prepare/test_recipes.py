@@ -314,8 +314,8 @@ def test_a_folder_of_volumes_is_resampled_on_demand(
         (ct_recipe("reference", None), (64, 64, 3), (-900, 200), "needs slices of 512 x 512"),
         (mr_recipe("reference"), (20, 24, 3), (0, 70000), "16-bit integers, got values from 0 to 70000"),
         (mr_recipe("reference"), (20, 24, 3), (0, 0.5), "16-bit integers"),
-        (ct_recipe("reference", "ALS"), (20, 24, 3), (900, 1200), "nothing varies inside the CT window"),
-        (ct_recipe("clean", None), (20, 24, 3), (900, 1200), "nothing varies inside the CT window"),
+        (ct_recipe("reference", "ALS"), (20, 24, 3), (900, 1200), "a CT volume must vary inside the window"),
+        (ct_recipe("clean", None), (20, 24, 3), (900, 1200), "a CT volume must vary inside the window"),
     ],
 )
 def test_what_a_recipe_is_not_made_for_is_refused(recipe: Recipe, shape: Any, values: Any, words: str) -> None:

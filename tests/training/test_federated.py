@@ -77,7 +77,7 @@ def assert_best_is_what_training_wrote(algo: MonaiAlgo, root: Path) -> None:
     assert_equal(best, torch.load(root / "models" / "model.pt", weights_only=True))
     assert_equal(best, algo.get_weights().weights)
     assert (root / "models" / "model.pt").read_bytes() != (ROOT / "models" / "model.pt").read_bytes()
-    assert not list((root / "eval").rglob("last_of_previous_run.pt"))  # a round goes on, it does not start anew
+    assert not list((root / "eval").rglob("last_of_previous_run.pt"))  # a round continues, it does not start over
 
 
 def assert_equal(one: Weights, other: Weights) -> None:

@@ -132,7 +132,9 @@ def test_the_loss_of_a_training_step_is_taken_without_a_warning() -> None:
 def test_a_broken_loss_ends_the_training_before_it_is_saved(tmp_path: Path, loss: float) -> None:
     engine = losses_engine(losses={3: loss})
     StopOnBrokenLoss().attach(engine)
-    with pytest.raises(FloatingPointError, match=f"the loss is {loss} at step 3. Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=f"the loss must be finite, got {loss} at step 3. Lower the learning rate"
+    ):
         run_losses(engine)
     assert engine.state.iteration == 3
 
@@ -187,7 +189,7 @@ def test_resuming_restores_the_random_states(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     Training(tmp_path).run(stop_after=2)
-    with pytest.raises(ValueError, match=r"last\.pt is of a training with other settings: network::settings was "):
+    with pytest.raises(ValueError, match=r"last\.pt was made with other settings: network::settings was "):
         Training(tmp_path, outputs=5, resume=True).run()
 
 
@@ -201,9 +203,9 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda _: b"", "it is empty"),
     "truncated": (lambda content: content[: len(content) // 2], "it is truncated or damaged"),
     "flipped": (lambda content: flipped(content), "it is damaged .*checksum"),
-    "pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
-    "pickle": (lambda _: pickle.dumps(print), "it holds something else than tensors"),
-    "text": (lambda _: b"hello", "it holds something else than tensors"),
+    "pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+    "pickle": (lambda _: pickle.dumps(print), "it holds something other than tensors"),
+    "text": (lambda _: b"hello", "it holds something other than tensors"),
 }
 
 
@@ -231,7 +233,9 @@ def test_a_checkpoint_without_a_part_is_refused_with_its_name(tmp_path: Path, na
     state = torch.load(last, weights_only=True)
     del state[name]
     torch.save(state, last)
-    with pytest.raises(ValueError, match=rf"last\.pt must hold what a training goes on with, but has no {name}\. Copy"):
+    with pytest.raises(
+        ValueError, match=rf"last\.pt must hold the complete state of a training, but lacks {name}\. Copy"
+    ):
         Training(tmp_path, resume=True).run()
 
 
@@ -256,7 +260,7 @@ def test_whatever_shapes_the_weights_must_be_as_it_was(tmp_path: Path, case: str
     before, now, words = CHANGES[case]
     Training(tmp_path, **before).run(stop_after=2)
     Training(tmp_path, resume=True, **before).begin()
-    with pytest.raises(ValueError, match=rf"last\.pt is of a training with other settings: {words}\. Set"):
+    with pytest.raises(ValueError, match=rf"last\.pt was made with other settings: {words}\. Set"):
         Training(tmp_path, resume=True, **now).run()
 
 
@@ -277,7 +281,7 @@ def test_a_finished_cosine_does_not_rise_again(tmp_path: Path, warm_up: int) -> 
     cosine(Training(tmp_path), end - warm_up, warm_up).run()
     cosine(Training(tmp_path, resume=True), end - warm_up, warm_up).run()
     more = cosine(Training(tmp_path, resume=True), end - warm_up, warm_up)
-    with pytest.raises(ValueError, match=f"comes to its end at step {end}, and must not go on to step {end + 4}"):
+    with pytest.raises(ValueError, match=f"ends at step {end}, and training must not continue to step {end + 4}"):
         more.engine.run(more.loader, max_epochs=EPOCHS + 1, epoch_length=EPOCH_LENGTH)
 
 
@@ -516,7 +520,7 @@ def test_broken_weights_end_every_process(monkeypatch: pytest.MonkeyPatch, tmp_p
     training = Training(tmp_path)
     with torch.no_grad():
         training.network.weight.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="1 weights are not finite at step 0, weight among them"):
+    with pytest.raises(FloatingPointError, match="weights must be finite, but 1 are not at step 0, such as weight"):
         training.checkpoints.save(training.engine)
 
 

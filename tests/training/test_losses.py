@@ -47,7 +47,7 @@ def test_the_terms_are_added_with_the_alignment_weight(weight: float) -> None:
 
 @pytest.mark.parametrize("settings", [{"background_weight": -0.1}, {"alignment_weight": -1.0}])
 def test_negative_weights_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="weights must not be negative"):
+    with pytest.raises(ValueError, match="loss weights must be at least 0"):
         EpisodeLoss(**settings)
 
 

@@ -60,7 +60,7 @@ def test_a_training_does_not_go_on_with_something_else(
     with pytest.raises(RuntimeError) as caught:
         begin(tmp_path / "again", study, resume=True, max_epochs=2, **change)
     sentence = str(sentence_of(caught.value))
-    assert re.search(rf"is of a training with other settings: .*{words}", sentence), sentence
+    assert re.search(rf"was made with other settings: .*{words}", sentence), sentence
 
 
 def test_a_training_does_not_go_on_with_other_voxels(begun: Path, study: Path, tmp_path: Path) -> None:

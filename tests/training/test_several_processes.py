@@ -163,7 +163,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(study: Path, tmp_path: Path) -
         "training", files("train", "smoke", "multi_gpu_train"), output_dir=tmp_path, dataset_dir=study, batch_size=3
     )
     assert done.returncode != 0
-    assert "batch_size 3 is of all processes together" in done.stderr
+    assert "batch_size counts the episodes of all processes together" in done.stderr
     assert "Set batch_size to 4" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -235,7 +235,7 @@ def test_a_killed_inference_resumes(study: Path, two: Path, tmp_path: Path) -> N
 
     resumed = torchrun("run", configs, output_dir=tmp_path / "cut", resume=True, **keys)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed: {len(before)} of {len(expected[0])} masks are there already" in resumed.stdout
+    assert f"resumed: {len(before)} of {len(expected[0])} masks are already finished" in resumed.stdout
     assert evaluated_masks(tmp_path / "cut") == expected
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
 
@@ -247,7 +247,7 @@ def test_a_killed_inference_resumes(study: Path, two: Path, tmp_path: Path) -> N
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.nii.gz")} == stamps
     with pytest.raises((RuntimeError, ValueError), match=r"\w") as caught:
         workflow(files("inference", "smoke"), tmp_path / "cut", **keys, resume=True, spacing=[2.0, 2.0, 5.0]).run()
-    assert re.search(r"made with something else: spacing was 'fit', is \[2\.0, 2\.0, 5\.0\]\. Set", cause(caught.value))
+    assert re.search(r"made with other settings: spacing was 'fit', is \[2\.0, 2\.0, 5\.0\]\.", cause(caught.value))
 
 
 def cause(error: BaseException) -> str:

@@ -213,5 +213,5 @@ def test_a_range_that_is_not_low_and_high_is_refused(name: str, span: tuple[floa
 @pytest.mark.parametrize("name", ["zoom", "gamma"])
 @pytest.mark.parametrize("low", [0.0, -0.5])
 def test_a_factor_that_can_be_0_or_less_is_refused(name: str, low: float) -> None:
-    with pytest.raises(ValueError, match=rf"augmentation {name} must stay above 0, got \[{low}, 1\.5\]"):
+    with pytest.raises(ValueError, match=rf"augmentation {name} must be above 0, got \[{low}, 1\.5\]"):
         Augmentation(**{name: (low, 1.5)})

@@ -65,7 +65,7 @@ def test_the_window_can_be_chosen() -> None:
 @pytest.mark.parametrize("values", [(276.0, 900.0), (-1000.0, -125.0)], ids=["above", "below"])
 def test_a_volume_without_anything_inside_the_window_is_refused(values: tuple[float, float]) -> None:
     with pytest.raises(
-        ValueError, match=rf"nothing varies inside the CT window \[-125, 275\] HU: .* {values[0]:g} to {values[1]:g}"
+        ValueError, match=rf"must vary inside the window \[-125, 275\] HU, .* {values[0]:g} to {values[1]:g}"
     ):
         apply(WindowCTd("image"), volume_of(*values))
 
@@ -254,7 +254,7 @@ def test_a_scan_of_two_values_is_standardized_by_the_volume() -> None:
 
 
 def test_robust_statistics_of_a_volume_that_is_half_one_value_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"half of the voxels have the same value \(7\).* method to zscore"):
+    with pytest.raises(ValueError, match=r"half of the voxels are 7.* method to zscore"):
         apply(Standardized("image", method="robust"), volume_of(7.0, 7.0, 7.0, 9.0))
 
 

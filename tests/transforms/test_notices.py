@@ -26,7 +26,7 @@ LARGE = "{} ml is more than three times the annotated scans' {} ml"
         (5.9, Expected(1, 2, 18.0, 20.0), [SMALL.format("5.9", "18.0")]),
         (6.0, Expected(1, 2, 1.0, 2.0), []),
         (6.1, Expected(1, 2, 1.0, 2.0), [LARGE.format("6.1", "2.0")]),
-        (6.0, Expected(1, 3, 4.0, 8.0), ["2 of the 3 parts were found that the annotated scans show"]),
+        (6.0, Expected(1, 3, 4.0, 8.0), ["2 parts were found, but the annotated scans show 3"]),
         (math.nan, Expected(1, 2, 4.0, 8.0), []),
     ],
 )
@@ -47,10 +47,10 @@ def test_an_empty_mask_is_said_and_nothing_else_of_it() -> None:
         ({}, 14.0, []),
         ({"explained": torch.tensor([13.9])}, None, []),
         ({"explained": torch.tensor([14.0])}, 14.0, []),
-        ({"explained": torch.tensor([13.9])}, 14.0, ["similarity 13.9, usual from 14 on"]),
+        ({"explained": torch.tensor([13.9])}, 14.0, ["similarity 13.9 (usually at least 14)"]),
         ({"intensity_distance": torch.tensor([0.5])}, None, []),
         ({"intensity_distance": torch.tensor([math.nan])}, None, []),
-        ({"intensity_distance": torch.tensor([0.71])}, None, ["by 0.71 standard deviations, at most 0.5 is usual"]),
+        ({"intensity_distance": torch.tensor([0.71])}, None, ["by 0.71 standard deviations (usually at most 0.5)"]),
     ],
 )
 def test_a_scan_unlike_the_annotated_ones_is_said(

@@ -286,8 +286,14 @@ class TestEveryRefinement:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: SmoothAcrossSlicesd("pred", weight=-0.1), r"weight must be in \[0, 1/3\]"),
-        (lambda: SmoothAcrossSlicesd("pred", weight=0.34), r"weight must be in \[0, 1/3\]"),
+        (
+            lambda: SmoothAcrossSlicesd("pred", weight=-0.1),
+            r"weight, the share of each neighboring slice, must be in \[0, 1/3\]",
+        ),
+        (
+            lambda: SmoothAcrossSlicesd("pred", weight=0.34),
+            r"weight, the share of each neighboring slice, must be in \[0, 1/3\]",
+        ),
         (lambda: SmoothAcrossSlicesd("pred", limit=0), "limit must be above 0 logits, got 0"),
         (lambda: GuidedScoresd("pred", radius=0), "radius must be at least 1 pixel and flatness above 0, got 0"),
         (

@@ -235,7 +235,7 @@ def test_an_orientation_that_is_not_three_codes_of_three_axes_is_refused(orienta
 
 @pytest.mark.parametrize("slice_axis", [-1, 3])
 def test_a_slice_axis_that_the_file_does_not_have_is_refused(slice_axis: int) -> None:
-    with pytest.raises(ValueError, match=r"slice_axis must be 0, 1 or 2"):
+    with pytest.raises(ValueError, match=r"slice_axis, the file.s axis that counts slices, must be 0, 1 or 2"):
         SliceLayoutd("image", orientation=None, slice_axis=slice_axis)
 
 
@@ -358,7 +358,7 @@ NO_SCANS = {
     "single slice": (np.ones((9, 7, 1), np.float32), r"at least 2 voxels along each axis, got \(9, 7, 1\)"),
     "NaN": (with_value(np.nan), r"every voxel must be a finite number, got 1 NaN or inf"),
     "inf": (with_value(-np.inf), r"every voxel must be a finite number, got 1 NaN or inf"),
-    "constant": (np.full(SHAPE, 7.5, np.float32), r"the image is constant, every voxel is 7\.5"),
+    "constant": (np.full(SHAPE, 7.5, np.float32), r"an image must not be constant, but every voxel is 7\.5"),
 }
 
 
@@ -403,7 +403,7 @@ NO_LABELS = {
     "fractions": (TRUTH * 0.5, r"whole organ ids from 0.*not as probabilities"),
     "negative": (-TRUTH, r"whole organ ids from 0, got values such as \[-1\.0, .*0\.0\]"),
     "NaN": (np.where(TRUTH == 1, np.nan, TRUTH).astype(np.float32), r"whole organ ids from 0"),
-    "empty": (np.zeros_like(TRUTH), r"the label map is empty"),
+    "empty": (np.zeros_like(TRUTH), r"a label map must show an organ"),
     "0.002 off": (TRUTH * 1.002, r"whole organ ids from 0, got values such as \[0\.0, 1\.00"),
     "an image": (
         np.arange(TRUTH.size, dtype=np.float32).reshape(TRUTH.shape) % 257,
@@ -424,7 +424,7 @@ def test_a_file_that_is_no_label_of_its_image_is_refused(label: np.ndarray, mess
     ids=["moved", "stretched", "turned"],
 )
 def test_a_label_that_lies_elsewhere_is_refused(affine: np.ndarray, apart: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"must lie where its image lies, .*{apart} apart \(at most 0\.1 mm\)"):
+    with pytest.raises(ValueError, match=rf"must lie on its image, .*{apart} apart \(at most 0\.1 mm\)"):
         check_label(tmp_path, TRUTH, affine)
 
 
@@ -506,8 +506,7 @@ def test_a_larger_field_of_view_is_told_with_what_is_kept_of_it(caplog: pytest.L
     volume = MetaTensor(torch.rand(1, 40, 40, 3), meta={"filename_or_obj": "folder/wide.nii.gz"})
     FitSlicesd("image", size=(20, 24), spacing="fit", support_pixel=lambda data: 1.0)({"image": volume})
     assert caplog.messages == [
-        "wide.nii.gz: the field of view is 2.0 times the annotated scan's. Organs are looked for in the central "
-        "20 x 24 mm."
+        "wide.nii.gz: the field of view is 2.0 times the annotated scan's. Only the central 20 x 24 mm are segmented."
     ]
 
 
@@ -519,5 +518,5 @@ def test_a_smaller_field_of_view_loses_nothing_and_is_not_told(caplog: pytest.Lo
 
 
 def test_a_tolerance_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"tolerance must be at least 1, .* got 0\.5"):
+    with pytest.raises(ValueError, match=r"tolerance, a ratio of pixel sizes, must be at least 1, got 0\.5"):
         FitSlicesd("image", tolerance=0.5)

@@ -1,11 +1,11 @@
-"""Matching: which slices of the annotated scans speak for which slice of a query, and what they say.
+"""Matching: which annotated slices contribute prototypes for each query slice.
 
-    annotated scan -> encode -> what is kept of it          once for all queries
-    all of those   -> pool   -> Support                     once a query
+    annotated scan -> encode -> encoded scan                once for all queries
+    encoded scans  -> pool   -> Support                     once for each query
     Support + features of the query's slices -> scores      slice by slice
 
-``ChunkMatching`` is the paper's; ``SliceMatching`` uses every annotated slice. Both have the signature of ``Matching``,
-so the config can swap one for another.
+``ChunkMatching`` is the paper's; ``SliceMatching`` uses every annotated slice. Both implement ``Matching``, so the
+config can swap one for the other.
 """
 
 from bundle.inference.matching.base import Extents, Features, Matching, Support

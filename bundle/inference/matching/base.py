@@ -1,4 +1,4 @@
-"""What every matching and every support has in common."""
+"""The interface of every matching and every support."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from bundle.inference.organ_shapes import OrganShape
 from bundle.networks.alpnet import PrototypeHead
 
 Features = Tensor | Sequence[Tensor]
-"""Features ``(D, h, w)`` of each slice of a volume, in order; a tensor ``(Z, D, h, w)`` is one."""
+"""Features ``(D, h, w)`` of each slice of a volume, in order; also a tensor ``(Z, D, h, w)``."""
 
 Encode = Callable[[Sequence[int]], Features]
-"""Features of the slices that are asked for."""
+"""Maps slice numbers to the features of these slices."""
 
 Extents = Mapping[int, tuple[int, int] | None]
-"""First and last slice of each organ in the query, ``None`` for an organ that it does not have."""
+"""First and last slice of each organ in the query; ``None`` if the query does not show the organ."""
 
 
 class Support(ABC):
     """All annotated scans together, ready to score slices.
 
     Attributes:
-        shapes: For each organ its shape in each of the scans that it is taken from.
-        profiles: Of the scans' intensities; see ``bundle.transforms.notices``.
+        shapes: For each organ its shape in each scan that contributes prototypes of it.
+        profiles: The intensity profiles of the scans; see ``bundle.transforms.notices``.
     """
 
     shapes: Mapping[int, Sequence[OrganShape]] = MappingProxyType({})
@@ -43,8 +43,8 @@ class Support(ABC):
         """Score the slices of a query.
 
         Args:
-            features: Of all its slices. They may lie in a file: take one after the other.
-            extents: In the paper's protocol the true extents: an organ is not looked for outside of its own.
+            features: The features of all its slices. They may be in a file, so read them one by one.
+            extents: In the paper's protocol the true extent of each organ; outside of it, the organ is background.
 
         Yields:
             For each slice the margins ``(O, h, w)``, foreground minus background logit of each organ, and the largest
@@ -53,61 +53,63 @@ class Support(ABC):
 
 
 class Matching(ABC):
-    """A way to use annotated scans."""
+    """A way to use annotated scans as support."""
 
     @abstractmethod
     def encode(self, label: Tensor, encode: Encode, head: PrototypeHead, annotated: Sequence[int] | None = None) -> Any:
-        """Keep of an annotated scan what does not depend on the query.
+        """Encode the part of an annotated scan that does not depend on the query.
 
         Args:
             label: Organ ids ``(1, H, W, Z)``, on the device; ``IGNORED`` voxels are neither organ nor background.
-            encode: Gives the features of its slices.
-            head: Pools.
-            annotated: The annotated slices, in order; nothing is known of the others. ``None``: all are.
+            encode: Returns the features of its slices.
+            head: Pools the prototypes.
+            annotated: The annotated slices, in order; the others are unknown. ``None`` means all slices.
 
         Returns:
-            Something that tells by ``organ in it`` whether it shows an organ, and iterates over their ids.
+            A container of the scan's organ ids: it supports ``organ in encoded`` and iteration.
         """
 
     @abstractmethod
     def pool(self, sources: Mapping[int, Sequence[Any]], head: PrototypeHead) -> Support:
-        """Put together what several scans tell.
+        """Pool several encoded scans into one support.
 
         Args:
-            sources: For each organ what ``encode`` kept of the scans that show it, at least one.
+            sources: For each organ the encoded scans that show it, at least one.
             head: Pools and scores.
         """
 
     def renumbered(self, encoded: Any, ids: Mapping[int, int]) -> Any:
-        """Return what ``encode`` kept with other organ ids: each id by ``ids``, which has all of them."""
-        raise NotImplementedError(f"{type(self).__name__} cannot give organs other ids.")
+        """Return an encoded scan with other organ ids; ``ids`` maps each of its ids to the new one."""
+        raise NotImplementedError(f"{type(self).__name__} cannot renumber organs. Implement renumbered.")
 
     def settings(self) -> dict[str, Any]:
-        """Return what ``encode`` depends on: prototypes of equal settings can be used together."""
+        """Return the settings that ``encode`` depends on: prototypes with equal settings can be used together."""
         return {"kind": type(self).__name__}
 
     def to_tensors(self, encoded: Any) -> dict[str, Tensor]:
-        """Return what ``encode`` kept as named tensors, to write it to a file."""
-        raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")
+        """Return an encoded scan as named tensors, to be written to a file."""
+        raise NotImplementedError(f"{type(self).__name__} cannot write encoded scans to files. Implement to_tensors.")
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Any:
-        """Return what ``encode`` kept from the tensors of ``to_tensors``.
+        """Return an encoded scan from the tensors of ``to_tensors``.
 
         Raises:
-            ValueError: If they are not such tensors.
+            ValueError: If the tensors are invalid.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot keep annotated scans in files.")
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot read encoded scans from files. Implement from_tensors."
+        )
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
     """Check names, shapes and types of the tensors of a scan.
 
     Args:
-        tensors: What a file holds.
-        shapes: What it must hold, by name; ``None`` is any size. Names that end in ``*`` are whole numbers.
+        tensors: The tensors of a file.
+        shapes: The required shapes, by name; ``None`` is any size. Names ending in ``*`` hold whole numbers.
 
     Raises:
-        ValueError: If a tensor is missing, left over, of another shape or of another type.
+        ValueError: If a tensor is missing, unexpected, of another shape or of another type.
     """
     wanted = {name.rstrip("*"): (shape, name.endswith("*")) for name, shape in shapes.items()}
     if set(tensors) != set(wanted):

@@ -1,4 +1,4 @@
-"""The paper's matching: a support slice for each part of an organ's extent."""
+"""The paper's matching: one support slice for each chunk of an organ's extent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EncodedOrgan:
     """One organ in one annotated scan.
 
     Attributes:
-        chunks: Features ``(D, h, w)`` and soft mask ``(1, h, w)`` of the slice that stands for each chunk.
+        chunks: Features ``(D, h, w)`` and soft mask ``(1, h, w)`` of the slice that represents each chunk.
         extent: Where the organ begins and ends, as shares of the scan's height.
     """
 
@@ -30,7 +30,7 @@ class EncodedOrgan:
 
 @dataclass(frozen=True)
 class OrganPrototypes:
-    """What all annotated scans together tell of one organ.
+    """The prototypes of one organ, from all annotated scans together.
 
     Attributes:
         chunks: Background ``(N, D)`` and foreground ``(M, D)`` prototypes of each chunk.
@@ -42,13 +42,13 @@ class OrganPrototypes:
 
 
 class ChunkMatching(Matching):
-    """A support slice for each part of an organ's extent (paper, section 4.2; Roy et al. 2020).
+    """One support slice for each chunk of an organ's extent (paper, section 4.2; Roy et al. 2020).
 
-    Each organ is segmented alone, everything else is its background. Without the query's truth, its slices find
-    their chunk by relative height.
+    Each organ is segmented alone; everything else is its background. Without the query's truth, query slices are
+    assigned to chunks by relative height.
 
     Args:
-        chunks: Parts of the extent, 3 in the paper.
+        chunks: Number of chunks of the extent, 3 in the paper.
 
     Raises:
         ValueError: If ``chunks`` is below 1.
@@ -56,13 +56,13 @@ class ChunkMatching(Matching):
 
     def __init__(self, chunks: int = 3) -> None:
         if chunks < 1:
-            raise ValueError(f"chunks must be at least 1, got {chunks}.")
+            raise ValueError(f"chunks must be at least 1, got {chunks}. The paper uses 3.")
         self.chunks = chunks
 
     def encode(
         self, label: Tensor, encode: Encode, head: PrototypeHead, annotated: Sequence[int] | None = None
     ) -> dict[int, EncodedOrgan]:
-        """Encode the slices that stand for each organ; a slice that stands for several is encoded once.
+        """Encode the slices that represent each organ's chunks; a slice of several organs is encoded once.
 
         These slices show the organ, so they are annotated.
 
@@ -75,7 +75,7 @@ class ChunkMatching(Matching):
         if needed and bool((label[..., needed] == IGNORED).any()):
             raise ValueError(
                 "the paper's matching cannot ignore voxels of a slice that shows an organ. Use SliceMatching, or "
-                "annotate these slices whole."
+                "annotate these slices completely."
             )
         features = dict(zip(needed, encode(needed), strict=True)) if needed else {}
         depth = label.shape[-1]
@@ -92,9 +92,9 @@ class ChunkMatching(Matching):
         return super().settings() | {"chunks": self.chunks}
 
     def to_tensors(self, encoded: Mapping[int, EncodedOrgan]) -> dict[str, Tensor]:
-        """Return the features of the slices, each once, and for each organ which of them are its own, with masks.
+        """Return the features of the slices, each once, and for each organ its slices with their masks.
 
-        They are no prototypes yet: those of several scans are pooled together.
+        These are not prototypes yet: several scans are pooled together.
         """
         slices: dict[int, int] = {}
         features: list[Tensor] = []
@@ -110,7 +110,7 @@ class ChunkMatching(Matching):
         return tensors | {"features": torch.stack(features)}
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> dict[int, EncodedOrgan]:
-        """Return the organs that ``to_tensors`` was given."""
+        """Return the encoded organs from the tensors of ``to_tensors``."""
         organs = self._checked_organs(tensors)
         features = list(tensors["features"])
         encoded = {}
@@ -136,7 +136,7 @@ class ChunkMatching(Matching):
         for organ in ids:
             slices, (begin, end) = tensors[f"organ_{organ}.slices"], tensors[f"organ_{organ}.extent"].tolist()
             if not bool(((slices >= 0) & (slices < len(tensors["features"]))).all()) or not 0 <= begin < end <= 1:
-                raise ValueError(f"slices or extent of organ {organ} lie outside of the scan")
+                raise ValueError(f"slices and extent of organ {organ} must lie within the scan")
         return sorted(map(int, ids))
 
     def renumbered(self, encoded: Mapping[int, EncodedOrgan], ids: Mapping[int, int]) -> dict[int, EncodedOrgan]:
@@ -144,7 +144,7 @@ class ChunkMatching(Matching):
         return {ids[organ]: kept for organ, kept in encoded.items()}
 
     def pool(self, sources: Mapping[int, Sequence[Mapping[int, EncodedOrgan]]], head: PrototypeHead) -> ChunkSupport:
-        """Pool each chunk over all scans: they are its shots."""
+        """Pool each chunk over all scans: each scan is one shot."""
         organs = {}
         for organ, scans in sources.items():
             shots = [scan[organ] for scan in scans]
@@ -161,8 +161,8 @@ class ChunkSupport(Support):
     """Prototypes of each chunk of each organ.
 
     Args:
-        organs: By id.
-        head: Scores.
+        organs: The prototypes of each organ, by id.
+        head: Scores the query.
     """
 
     def __init__(self, organs: Mapping[int, OrganPrototypes], head: PrototypeHead) -> None:
@@ -182,7 +182,7 @@ class ChunkSupport(Support):
             yield logits[:, 1] - logits[:, 0], logits.amax(dim=(0, 1)).clamp(min=0)
 
     def _plan(self, organ: int, depth: int, extents: Extents | None) -> list[tuple[Tensor, Tensor] | None]:
-        """Return the prototypes to use for each slice, ``None`` where the organ is not looked for."""
+        """Return the prototypes for each slice, ``None`` outside of the organ's extent."""
         prototype = self.prototypes[organ]
         parts = len(prototype.chunks)
         if extents is None:

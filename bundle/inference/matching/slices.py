@@ -1,4 +1,4 @@
-"""Every annotated slice speaks for the slices that look like it."""
+"""Matching by similarity: each query slice takes prototypes from the annotated slices that are most similar to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bundle.transforms.annotated import IGNORED
 from bundle.transforms.slices import organ_slices, organs_of, support_slices
 
 BACKGROUND = 0
-"""The class of what is no organ."""
+"""The id of the background class."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class EncodedScan:
     """All annotated slices of one scan.
 
     Attributes:
-        prototypes: For each slice the prototypes ``(N, D)`` of the classes that it shows, by id.
-        descriptions: What the slices look like, unit vectors ``(S, E)``.
-        lengths: Of the descriptions before they became unit vectors, ``(S,)``; empty if nothing was subtracted.
-        center: What was subtracted from them, ``(E,)``; empty if nothing was.
+        prototypes: For each slice the prototypes ``(N, D)`` of its classes, by id.
+        descriptions: Descriptions of the slices, unit vectors ``(S, E)``.
+        lengths: Lengths of the descriptions before normalization, ``(S,)``; empty if they are not centered.
+        center: The mean that was subtracted from them, ``(E,)``; empty if they are not centered.
     """
 
     prototypes: list[dict[int, Tensor]]
@@ -38,7 +38,7 @@ class EncodedScan:
     center: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def described(self, share: float) -> Tensor:
-        """Return the descriptions ``(S, E)`` with only a share of the center subtracted, unit vectors."""
+        """Return the descriptions, unit vectors ``(S, E)``, with only a share of the center subtracted."""
         if share == 1 or len(self.center) == 0:
             return self.descriptions
         return F.normalize(self.descriptions * self.lengths[:, None] + (1 - share) * self.center, dim=1)
@@ -48,29 +48,31 @@ class EncodedScan:
         return iter(sorted({organ for shown in self.prototypes for organ in shown} - {BACKGROUND}))
 
     def __contains__(self, organ: object) -> bool:
-        """Tell whether the scan shows an organ."""
+        """Return whether the scan shows an organ."""
         return any(organ in shown for shown in self.prototypes)
 
 
 class SliceMatching(Matching):
-    """Every annotated slice may speak: a query slice is compared with those that look most like it.
+    """Every annotated slice may contribute prototypes; each query slice takes those of the most similar ones.
 
     All organs are segmented together. Slices without an organ supply background, so that the extent of the organs is
-    found and need not be known; organs are each other's background. How alike two slices are is the cosine of their
-    features, averaged in ``grid x grid`` parts and centered by scan: no position in the scan is used, so scans may
-    begin and end anywhere. The mean of a slab is mostly the organ itself: the less its slices differ, the less of the
-    means is subtracted, from both. The cost of a query slice hardly depends on the number of annotated scans.
+    found and need not be known; organs are each other's background. The similarity of two slices is the cosine of
+    their features, averaged in ``grid x grid`` parts and centered by scan. No position in the scan is used, so scans
+    may begin and end anywhere. In a thin slab, the mean is mostly the organ itself: the less its slices differ, the
+    smaller the share of the mean that is subtracted, from query and support. The cost of a query slice hardly depends
+    on the number of annotated scans.
 
     Args:
-        slices: Annotated slices, of all scans together, that each query slice is compared with; ``None`` takes all.
-        grid: Parts of a slice along each side that are compared.
-        by: ``"likeness"`` of the slices, or ``"height"``: the slices that are nearest by relative height in their scan,
-            for scans that all show the same part of the body.
-        annotated_slices: Use no more than so many slices of each organ and scan, spread over its extent, as if only
-            they had been annotated (every organ in each); ``None`` uses all.
-        whole_spread: A query is taken for a whole scan if the spread of its slices (mean squared distance from their
-            mean) is at least this share of the annotated scans'. All of the mean is subtracted then, and below it in
-            proportion; 0 takes every query for a whole scan.
+        slices: Number of annotated slices, of all scans together, that contribute prototypes for each query slice;
+            ``None`` takes all.
+        grid: Parts along each side of a slice for the comparison.
+        by: ``"likeness"`` compares slices by their features. ``"height"`` takes the slices at the nearest relative
+            height, for scans that all show the same part of the body.
+        annotated_slices: Use at most this many slices of each organ and scan, spread over its extent, as if only these
+            were annotated (with every organ in them); ``None`` uses all.
+        whole_spread: A query counts as a whole scan if the spread of its slices (mean squared distance from their
+            mean) is at least this share of the annotated scans' spread. Then the whole mean is subtracted, otherwise a
+            proportional share of it; 0 counts every query as a whole scan.
 
     Raises:
         ValueError: If a number is below 1, ``whole_spread`` is negative, or ``by`` is unknown.
@@ -85,12 +87,14 @@ class SliceMatching(Matching):
         whole_spread: float = 0.65,
     ) -> None:
         if by not in ("likeness", "height"):
-            raise ValueError(f"by must be 'likeness' or 'height', got {by!r}.")
+            raise ValueError(f"by must be 'likeness' or 'height', got {by!r}. The default is likeness.")
         given = {"slices": slices, "grid": grid, "annotated_slices": annotated_slices}
         if wrong := {name: number for name, number in given.items() if number is not None and number < 1}:
-            raise ValueError(f"slices, grid and annotated_slices must be at least 1, got {wrong}.")
+            raise ValueError(
+                f"slices, grid and annotated_slices must be at least 1, got {wrong}. null takes all slices."
+            )
         if not whole_spread >= 0:
-            raise ValueError(f"whole_spread must be at least 0, a share, got {whole_spread}.")
+            raise ValueError(f"whole_spread, a share, must be at least 0, got {whole_spread}. The default is 0.65.")
         self.whole_spread = whole_spread
         self.slices = slices
         self.grid = grid
@@ -107,7 +111,7 @@ class SliceMatching(Matching):
         features = encode(slices)
         organs = organs_of(label)
         prototypes = []
-        for z, feature in zip(slices, features, strict=True):  # one by one: masks of a volume are as large as it is
+        for z, feature in zip(slices, features, strict=True):  # one by one: all masks together would fill the memory
             whole = torch.stack([label[..., z] == organ for organ in organs])[None]  # (1, O, 1, H, W)
             soft = reduce_mask(whole, feature[None])[0]
             ignored = reduce_mask((label[..., z] == IGNORED)[None, None], feature[None])[0]
@@ -120,19 +124,19 @@ class SliceMatching(Matching):
         return EncodedScan(prototypes, self.describe(features, slices, label.shape[-1]), *self.center_of(features))
 
     def _slices(self, label: Tensor, annotated: Sequence[int]) -> list[int]:
-        """Return the slices to use of those that are annotated; none if they show no organ."""
+        """Return the annotated slices to use; none if the label map shows no organ."""
         shown = [organ_slices(label, organ) for organ in organs_of(label)]
         if self.annotated_slices is not None:
             return sorted({z for slices in shown for z in support_slices(slices, self.annotated_slices)})
         return list(annotated) if shown else []
 
     def settings(self) -> dict[str, Any]:
-        """Return what shapes the prototypes and the descriptions of slices."""
+        """Return the settings that shape the prototypes and the descriptions of slices."""
         names = ("grid", "by", "annotated_slices")
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def to_tensors(self, encoded: EncodedScan) -> dict[str, Tensor]:
-        """Return all prototypes, one behind the other, and of which slice and class they are."""
+        """Return all prototypes, concatenated, with their slices and classes."""
         kept = [(z, organ, some) for z, shown in enumerate(encoded.prototypes) for organ, some in shown.items()]
         return {
             "prototypes": torch.cat([some for _, _, some in kept]),
@@ -143,7 +147,7 @@ class SliceMatching(Matching):
         }
 
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> EncodedScan:
-        """Return the scan that ``to_tensors`` was given."""
+        """Return the encoded scan from the tensors of ``to_tensors``."""
         self._check(tensors)
         kept = tensors["slice_class_number"].tolist()
         prototypes: list[dict[int, Tensor]] = [{} for _ in tensors["descriptions"]]
@@ -173,17 +177,18 @@ class SliceMatching(Matching):
         return replace(encoded, prototypes=prototypes)
 
     def describe(self, features: Features, slices: Sequence[int], depth: int) -> Tensor:
-        """Describe slices by unit vectors ``(S, E)``, whose products tell which of them belong together.
+        """Describe slices by unit vectors ``(S, E)``; the dot product of two is their similarity.
 
-        By likeness they are centered: what sets them apart in their scan. A slice alone is not: nothing would be left.
+        By likeness, the descriptions are centered on the scan's mean, so that they describe how its slices differ. A
+        single slice is not centered, since nothing would be left.
 
         Args:
-            features: Of the slices.
-            slices: Their places in the scan.
+            features: The features of the slices.
+            slices: Their numbers in the scan.
             depth: Slices of the scan.
         """
         if self.by == "height":
-            # On a quarter of a circle: the nearer two heights, the larger the product.
+            # Points on a quarter circle: the closer two heights, the larger the dot product.
             angles = (features[0].new_tensor(slices) + 0.5) / depth * (math.pi / 2)
             return torch.stack([angles.cos(), angles.sin()], dim=1)
         parts = self._parts(features)
@@ -193,11 +198,11 @@ class SliceMatching(Matching):
         """Describe the slices of a query.
 
         Args:
-            features: Of all its slices.
-            spread: Of the annotated scans' slices; 0 if it is not known.
+            features: The features of all its slices.
+            spread: The spread of the annotated scans' slices; 0 if it is not known.
 
         Returns:
-            The descriptions ``(Z, E)``, and the share of the mean that was subtracted, in [0, 1].
+            The descriptions ``(Z, E)``, and the subtracted share of the mean, in [0, 1].
         """
         if self.by == "height" or self.whole_spread * spread == 0:
             return self.describe(features, range(len(features)), len(features)), 1.0
@@ -211,19 +216,19 @@ class SliceMatching(Matching):
         return torch.stack([F.adaptive_avg_pool2d(feature, self.grid).flatten() for feature in features])
 
     def center_of(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Return the lengths of annotated slices less their center, and the center; empty if nothing is subtracted."""
+        """Return the lengths of the centered slices, and their center; both empty if slices are not centered."""
         if self.by == "height" or len(features) < 2:
             return features[0].new_zeros(0), features[0].new_zeros(0)
         parts = self._parts(features)
         return (parts - parts.mean(dim=0)).norm(dim=1), parts.mean(dim=0)
 
     def pool(self, sources: Mapping[int, Sequence[EncodedScan]], head: PrototypeHead) -> SliceSupport:
-        """Put the slices of all scans side by side."""
+        """Combine the slices of all scans."""
         return SliceSupport(sources, self, head)
 
 
 class _Group:
-    """Organs that are taken from the same scans, and the slices of these, put side by side once a query."""
+    """Organs with the same source scans, and all slices of these scans."""
 
     def __init__(self, organs: Sequence[int], scans: Sequence[EncodedScan]) -> None:
         self.organs = organs
@@ -243,10 +248,10 @@ class SliceSupport(Support):
     """Prototypes of each class in each annotated slice.
 
     Args:
-        sources: For each organ the scans that show it. Only these are its background: a scan in which an organ was
-            not annotated may show it all the same.
+        sources: For each organ the scans that show it. Only these contribute its background prototypes: another scan
+            may show the organ without an annotation.
         matching: Describes slices.
-        head: Scores.
+        head: Scores the query.
     """
 
     def __init__(
@@ -255,7 +260,7 @@ class SliceSupport(Support):
         self.matching = matching
         self.head = head
         self.sources = sources
-        # Organs of the same scans share their slices and their background.
+        # Organs with the same source scans share their slices and their background.
         shared: dict[tuple[int, ...], list[int]] = {}
         for organ, scans in sources.items():
             shared.setdefault(tuple(map(id, scans)), []).append(organ)
@@ -267,7 +272,7 @@ class SliceSupport(Support):
         return list(self.sources)
 
     def score(self, features: Features, extents: Extents | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Score each slice with the prototypes of the annotated slices that look most like it."""
+        """Score each slice with the prototypes of the most similar annotated slices."""
         descriptions, share = self.matching.describe_query(features, self._spread())
         described = self.described(share)
         for z, (query, description) in enumerate(zip(features, descriptions, strict=True)):
@@ -276,14 +281,14 @@ class SliceSupport(Support):
             yield torch.stack(within), best
 
     def _spread(self) -> float:
-        """Return the mean spread of the slices of the annotated scans; 0 if one does not tell its own."""
+        """Return the mean spread of the slices of the annotated scans; 0 if one of them is unknown."""
         scans = {id(scan): scan for scans in self.sources.values() for scan in scans}.values()
         if not all(len(scan.center) for scan in scans):
             return 0.0
         return fmean(float(scan.lengths.square().mean()) for scan in scans)
 
     def described(self, share: float) -> list[Tensor]:
-        """Return for each group of organs the descriptions of its slices, a share of their scan's mean subtracted."""
+        """Return the descriptions of each group's slices, less a share of their scan's mean."""
         return [group.described(share) for group in self.groups]
 
     def margins(self, query: Tensor, description: Tensor, described: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -292,7 +297,7 @@ class SliceSupport(Support):
         Args:
             query: Its features.
             description: Its description, ``(E,)``.
-            described: Those of the annotated slices, as ``described`` returns them.
+            described: The descriptions of the annotated slices, from ``described``.
 
         Returns:
             The margins ``(O, h, w)``, each organ against background and all other organs, and the largest logit.
@@ -300,7 +305,7 @@ class SliceSupport(Support):
         background, foreground = {}, {}
         for group, known in zip(self.groups, described, strict=True):
             slices = group.most_alike(known @ description, self.matching.slices)
-            # Organs that were annotated and are not asked for are no organ here.
+            # Annotated organs that are not asked for count as background.
             rest = {BACKGROUND, *(organ for shown in slices for organ in shown)} - set(self.organs)
             nothing = torch.stack([self._class_score(query, organ, slices) for organ in sorted(rest)]).amax(dim=0)
             for organ in group.organs:
@@ -322,7 +327,7 @@ class SliceSupport(Support):
 
 
 def _within(margin: Tensor, z: int, extents: Extents | None, organ: int) -> Tensor:
-    """Let background lead by 1 where an organ is not looked for."""
+    """Set the margin to -1 outside of the organ's extent."""
     if extents is None:
         return margin
     extent = extents[organ]

@@ -251,7 +251,7 @@ def test_a_slab_of_nothing_but_an_organ_is_matched_to_slices_with_the_organ(slab
 
 
 def test_a_negative_spread_of_whole_scans_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"whole_spread must be at least 0, a share, got -1\.0"):
+    with pytest.raises(ValueError, match=r"whole_spread, a share, must be at least 0, got -1\.0"):
         SliceMatching(whole_spread=-1.0)
 
 
