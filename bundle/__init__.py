@@ -14,7 +14,21 @@ A volume walks through the rooms:
     benchmark/    speed and memory on a machine; nothing imports it
 
 Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written whole or not at all),
-``distributed`` (several processes) and ``root`` (where configs and weights lie).
+``distributed`` (several processes) and ``root`` (where configs and weights lie). From Python, ``bundle.segment`` and
+``bundle.Segmenter`` do what the command ``inference`` does.
 """
 
+from typing import Any
+
 __version__ = "0.5.0"
+
+__all__ = ["Segmenter", "segment"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the commands' manuals do not wait for PyTorch.
+    if name in __all__:
+        from bundle.inference import segment as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

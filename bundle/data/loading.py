@@ -31,7 +31,7 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         ScanError: If the files cannot be read or are not what the transforms expect.
     """
     for key in ("image", "label"):
-        if key in scan:
+        if isinstance(scan.get(key), str | Path):
             _check_is_file(scan[key], key)
     try:
         return transform(dict(scan))
@@ -40,7 +40,8 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         if not isinstance(reason, BROKEN_FILE):
             raise  # a mistake in a transform is not the file's
         # A reader names the file itself, since it may be the label's.
-        words = str(reason) if isinstance(reason, FileError) else f"{scan['image']}: {in_words(reason)}"
+        name = scan["image"] if isinstance(scan["image"], str | Path) else "the volume"
+        words = str(reason) if isinstance(reason, FileError) else f"{name}: {in_words(reason)}"
         raise ScanError(words) from error
 
 

@@ -100,7 +100,7 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
     """
     values = np.asarray(label)[0]
     if like is not None and like.lower().endswith(NIFTI_SUFFIXES) and Path(like).is_file():
-        image = _with_geometry(values, read_header(like))
+        image = with_geometry(values, read_header(like))
     else:
         image = nibabel.Nifti1Image(values, np.asarray(label.affine))
     image.header["descrip"] = description
@@ -108,7 +108,8 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
         nibabel.save(image, unfinished)
 
 
-def _with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
+def with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
+    """Return an image of ``values (H, W, Z)`` with exactly what a scan's header says of where its voxels lie."""
     # Without an affine of its own nibabel leaves the header's alone. What is set later, it does not correct.
     kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Header) else nibabel.Nifti1Image
     image = kind(values, None)
