@@ -18,7 +18,10 @@ Every room uses ``keys`` (the dictionary entries that flow), ``files`` (written 
 ``bundle.Segmenter`` do what the command ``inference`` does.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundle.inference.segment import Segmenter, segment
 
 __version__ = "0.5.0"
 

@@ -1,6 +1,6 @@
-"""Volumes of a caller's own program: any type in, ``(1, H, W, Z)`` for the transforms, and masks back in that type.
+"""Volumes of a caller's own program: any type in, what ``LoadImaged`` gives out, and masks back in that type.
 
-path | nibabel image | MetaTensor | SimpleITK image  ->  MetaTensor (1, H, W, Z)  ->  mask of the same kind
+path | nibabel image | MetaTensor | SimpleITK image  ->  MetaTensor (H, W, Z)  ->  mask of the same kind
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
+from monai.transforms import LoadImage, MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from nibabel.spatialimages import SpatialImage
 
@@ -28,7 +28,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class AsVolumed(MapTransform):
-    """Load what is a path, and convert what is a volume already; see ``as_volume``.
+    """``LoadImaged`` that takes volumes, too; see ``as_volume``.
 
     Args:
         keys: Paths or volumes; keys that are missing are left out.
@@ -38,12 +38,12 @@ class AsVolumed(MapTransform):
         super().__init__(keys, allow_missing_keys=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` with its volumes ``(1, H, W, Z)``, as if ``LoadImaged`` had read them."""
+        """Return ``data`` with its volumes ``(H, W, Z)``."""
         return dict(data) | {key: as_volume(data[key]) for key in self.key_iterator(data)}
 
 
 def as_volume(given: Any) -> MetaTensor:
-    """Return a volume ``(1, H, W, Z)``, float32, with its affine in RAS, mm, and its grid as the original one.
+    """Return a volume ``(H, W, Z)``, float32, with its affine in RAS, mm, and the meta that ``LoadImage`` gives.
 
     Args:
         given: A path, a nibabel image, a ``MetaTensor`` of ``(H, W, Z)`` or ``(1, H, W, Z)`` with its affine, or a
@@ -54,8 +54,7 @@ def as_volume(given: Any) -> MetaTensor:
         FileError: If it is a path and cannot be read.
     """
     if isinstance(given, str | Path):
-        loaded: MetaTensor = LoadImage(reader=ScanReader(), image_only=True)(given)
-        return EnsureChannelFirst()(loaded)  # type: ignore[return-value]
+        return LoadImage(reader=ScanReader(), image_only=True)(given)
     values, affine = _parts(given)
     values = without_trailing_ones(values)
     if values.ndim != 3:
@@ -65,8 +64,9 @@ def as_volume(given: Any) -> MetaTensor:
         MetaKeys.ORIGINAL_AFFINE: affine.copy(),
         MetaKeys.SPATIAL_SHAPE: np.array(values.shape),
         MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
     }
-    tensor = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))[None]
+    tensor = torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
     return MetaTensor(tensor, affine=torch.as_tensor(affine), meta=meta)
 
 

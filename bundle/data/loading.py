@@ -116,7 +116,7 @@ class SupportPixel:
     def __init__(self, support: ScanDataset, key: str = "support_scans") -> None:
         self.support = support
         self.key = key
-        self._known: dict[str, float] = {}
+        self._known: dict[str | int, float] = {}
 
     def __call__(self, data: Mapping[Any, Any]) -> float | None:
         """Return the median over the annotated scans of a scan's entry, mm; ``None`` if no image can be read.
@@ -128,14 +128,15 @@ class SupportPixel:
         return median(known) if known else None
 
     def _pixel(self, scan: Scan) -> float | None:
-        path = str(scan["image"])
-        if path not in self._known:
+        image = scan["image"]
+        known_as = str(image) if isinstance(image, str | Path) else id(image)
+        if known_as not in self._known:
             try:
-                image = self.support.read({"image": path, "label": scan["label"]})["image"]
+                read = self.support.read({"image": image, "label": scan["label"]})["image"]
             except ScanError:
                 return None
-            self._known[path] = float(image.pixdim[0])
-        return self._known[path]
+            self._known[known_as] = float(read.pixdim[0])
+        return self._known[known_as]
 
 
 class _Trial(Dataset[str]):

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Compose
 
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
@@ -72,12 +71,10 @@ class Segmenter:
         support = _pairs(support_image, support_label)
         config = _config(configs, keys, support)
         self.device = torch.device(config.get_parsed_content("device"))
-        self._to_network = Compose([AsVolumed([IMAGE, LABEL]), config.get_parsed_content("to_network")])
-        self._reader = ScanDataset([], self._to_network)
+        self._reader = ScanDataset([], config.get_parsed_content("preprocessing"))
         self._postprocessing = config.get_parsed_content("postprocessing")
         self._network = config.get_parsed_content("network").eval()
         self._inferer: VolumeInferer = config.get_parsed_content("inferer")
-        self._inferer.library.support = ScanDataset(support, self._to_network)
         self._inferer.pool(self._network, self.device)  # a support that cannot be used is said here
         self.organs = self._inferer.organ_names()
 
@@ -150,4 +147,19 @@ def _config(
     refuse_unknown_keys(files, keys)
     check_literals(dict(keys))
     check_merged(files, keys)
-    return parsed([str(path) for path in files], {"results_root": ".", "inferer::support": [], **keys})
+    places = {"results_root": ".", "support_scans::data": "$given_support"}
+    config = parsed([str(path) for path in files], {**places, **keys}, given_support=support)
+    for part in ("preprocessing", "support_preprocessing"):
+        _take_volumes(config.get(part))
+    return config
+
+
+def _take_volumes(part: Any) -> None:
+    """Let a part of a config take volumes where it loads files, in place."""
+    if isinstance(part, dict) and part.get("_target_") == "LoadImaged":
+        part["_target_"] = f"{AsVolumed.__module__}.{AsVolumed.__name__}"
+        for key in set(part) - {"_target_", "keys"}:
+            del part[key]
+    elif isinstance(part, dict | list):
+        for inner in part.values() if isinstance(part, dict) else part:
+            _take_volumes(inner)

@@ -132,7 +132,7 @@ def test_a_volume_keeps_an_oblique_place(tmp_path: Path) -> None:
     volume = as_volume(image)
     np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-5)
     torch.testing.assert_close(volume.as_tensor(), as_volume(path).as_tensor())
-    np.testing.assert_array_equal(mask_like(volume.byte(), image).affine, image.affine)
+    np.testing.assert_array_equal(mask_like(volume[None].byte(), image).affine, image.affine)
 
 
 @pytest.mark.parametrize(
