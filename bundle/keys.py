@@ -53,3 +53,6 @@ NOTICES = "notices"
 
 ORGAN_NAMES = "organ_names"
 """In the meta of a label map: the names of its ids, ``{id: name}``, where its file tells them."""
+
+PROBLEM = "problem"
+"""Alone in a scan's entry: what is wrong with a scan that cannot be read, a sentence."""

@@ -169,6 +169,7 @@ KINDS: dict[str, Kind] = {
     "prototypes_file": PATH,
     "checkpoint": PATH.or_null(),
     "num_components": COUNT.or_null(),
+    "dry_run": SWITCH,
     "least_explained": POSITIVE.or_null(),
     "precision": _choice("float32", "bfloat16"),
     "slice_batch": COUNT,

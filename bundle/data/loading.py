@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bundle import distributed
 from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
+from bundle.keys import PROBLEM
 
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
@@ -67,6 +68,7 @@ class ScanDataset(Dataset[Any]):
         transform: What turns a scan's files into volumes.
         enabled: If false, the data set is empty whatever ``data`` says.
         check: Instead of raising over a broken scan, try this on every one first: those that fail are left out.
+        keep_going: Instead of raising over a broken scan, give ``{"problem": what is wrong}`` in its place.
 
     Attributes:
         problems: What is wrong with the scans that were left out, a line each.
@@ -78,10 +80,12 @@ class ScanDataset(Dataset[Any]):
         transform: Callable[[Any], Any],
         enabled: bool = True,
         check: Callable[[Any], Any] | None = None,
+        keep_going: bool = False,
     ) -> None:
         self._data = data if enabled else []
         self.transform = transform
         self.check = check
+        self.keep_going = keep_going
         self.problems: list[str] = []
 
     @property
@@ -98,7 +102,12 @@ class ScanDataset(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        return self.read(self.data[index])
+        try:
+            return self.read(self.data[index])
+        except ScanError as error:
+            if not self.keep_going:
+                raise
+            return {PROBLEM: str(error)}
 
     def read(self, scan: Scan) -> Any:
         """Read any scan as those of the data set are read."""

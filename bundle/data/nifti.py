@@ -83,6 +83,20 @@ def read_header(path: str | Path) -> Header:
         return _header(stream)
 
 
+def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return a NIfTI file's shape and affine (see ``affine_of``) by its header alone.
+
+    Raises:
+        ValueError: As ``read_nifti``; missing voxels are only noticed where the file is too small for them, however
+            well it is compressed.
+        OSError, EOFError, zlib.error: If the header is damaged.
+    """
+    with _opened(Path(path)) as stream:
+        header = _header(stream)
+        _check_room(header, Path(path).stat().st_size, isinstance(stream, gzip.GzipFile))
+    return _shape(header), affine_of(header)
+
+
 def voxel_milliliters(path: str | Path) -> float:
     """Return the volume of a voxel of a NIfTI file, ml, by the geometry that it is loaded with."""
     return abs(float(np.linalg.det(affine_of(read_header(path))[:3, :3]))) / 1000
@@ -141,11 +155,9 @@ def _header(stream: io.BufferedIOBase) -> Header:
 
 
 def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np.ndarray:
+    _check_room(header, bytes_on_disk, isinstance(stream, gzip.GzipFile))
     shape, dtype, offset = _shape(header), _dtype(header), _offset(header)
     count = math.prod(shape) * dtype.itemsize
-    room = bytes_on_disk * (DEFLATE_LIMIT if isinstance(stream, gzip.GzipFile) else 1)
-    if offset + count > room:
-        raise _too_short(shape, dtype, f"{offset + count} bytes, and can hold {room} at most")
     stream.seek(offset)
     buffer = np.empty(count, np.uint8)  # a page of memory is taken when it is written to
     filled = _fill(stream, buffer.data)
@@ -154,6 +166,14 @@ def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np
     slope, intercept = header.get_slope_inter()
     values = apply_read_scaling(buffer.view(dtype).reshape(shape, order="F"), slope, intercept)
     return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C")
+
+
+def _check_room(header: Header, bytes_on_disk: int, is_compressed: bool) -> None:
+    shape, dtype, offset = _shape(header), _dtype(header), _offset(header)
+    count = math.prod(shape) * dtype.itemsize
+    room = bytes_on_disk * (DEFLATE_LIMIT if is_compressed else 1)
+    if offset + count > room:
+        raise _too_short(shape, dtype, f"{offset + count} bytes, and can hold {room} at most")
 
 
 def without_trailing_ones(values: np.ndarray) -> np.ndarray:

@@ -117,12 +117,13 @@ def find_support(
     """Find the annotated scans that show what to segment.
 
     Args:
-        support_dir: Folder with ``images`` and ``labels``; every image needs its label.
+        support_dir: Folder with ``images`` and ``labels``. Its images without a label are scans to segment if no other
+            ``dataset_dir`` is given; else every image needs its label.
         support_image: Instead, the image file or files.
         support_label: And their label maps, in the same order.
         default: Opens the split whose support to use if nothing is given.
-        dataset_dir: Folder of the scans to segment: where it is given, ``default`` is not asked, since phantoms
-            say nothing about a user's scans.
+        dataset_dir: Folder of the scans to segment. If nothing else is given, those of them that have a label are the
+            support. ``default`` is not asked, since phantoms say nothing about a user's scans.
         needed: If false, there need be none, and ``default`` is not asked.
         prototypes: Files of prototypes; with any of them no annotated scan is needed.
 
@@ -136,13 +137,7 @@ def find_support(
     if support_dir is not None and support_image is not None:
         raise ValueError("give either support_dir or support_image and support_label, not both.")
     if support_dir is not None:
-        scans = list_scans(support_dir)
-        if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:
-            raise ValueError(
-                f"every support image needs a label map of its name, but {Path(support_dir) / 'labels'} has none for "
-                f"{', '.join(bare[:5])}. Annotate them, or take them out of the support."
-            )
-        return scans
+        return _labeled_of(Path(support_dir), None if dataset_dir is None else Path(dataset_dir))
     images = [support_image] if isinstance(support_image, str) else list(support_image or [])
     labels = [support_label] if isinstance(support_label, str) else list(support_label or [])
     if len(images) != len(labels):
@@ -152,30 +147,57 @@ def find_support(
         )
     if images:
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    if not needed or prototypes:
+    if prototypes or (not needed and dataset_dir is None):
         return []
-    support = default().support if default is not None and dataset_dir is None else []
-    if not support:
+    support = default().support if default is not None and dataset_dir is None else _labeled(dataset_dir)
+    if not support and needed:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
-            "and support_label."
+            "and support_label, or put label maps into labels/ of dataset_dir."
         )
     return support
 
 
+def _labeled(dataset_dir: str | Path | None) -> list[ScanFiles]:
+    """Return the scans of a folder with ``images`` that have a label; none of another folder, or of a file."""
+    if dataset_dir is None or not subfolder(Path(dataset_dir), LABEL_FOLDERS).is_dir():
+        return []
+    return [scan for scan in list_scans(dataset_dir) if "label" in scan]
+
+
+def _labeled_of(support_dir: Path, dataset_dir: Path | None) -> list[ScanFiles]:
+    """Return the annotated scans of a folder, in which others may wait to be segmented unless they lie elsewhere."""
+    scans = list_scans(support_dir)
+    bare = [Path(scan["image"]).name for scan in scans if "label" not in scan]
+    is_apart = dataset_dir is not None and dataset_dir.resolve() != support_dir.resolve()
+    if bare and (is_apart or len(bare) == len(scans)):
+        raise ValueError(
+            f"every support image needs a label map of its name, but {support_dir / 'labels'} has none for "
+            f"{', '.join(bare[:5])}. Annotate them, or take them out of the support."
+        )
+    return [scan for scan in scans if "label" in scan]
+
+
 def find_scans(
-    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Split] | None = None
+    dataset_dir: str | Path | None,
+    support: Sequence[ScanFiles],
+    default: Callable[[], Split] | None = None,
+    support_dir: str | Path | None = None,
 ) -> list[ScanFiles]:
     """List the scans to segment: those of a folder, or of its ``images``, but for the support's own.
 
     Args:
         dataset_dir: Folder of scans, or one file.
         support: The annotated scans, which are not segmented again.
-        default: Opens the split whose queries to use if ``dataset_dir`` is ``None``.
+        default: Opens the split whose queries to use if there is no folder.
+        support_dir: Folder of annotated scans; without ``dataset_dir`` its scans without a label are segmented.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no scan but the support's.
     """
+    bare = [scan for scan in list_scans(support_dir) if "label" not in scan] if support_dir is not None else []
+    if dataset_dir is None and bare:
+        return bare
     if dataset_dir is None:
         return _images(default().queries if default is not None else [])
     folder = Path(dataset_dir)

@@ -19,6 +19,9 @@ from bundle.provenance import SHORT, changes, content_hash, describe, digest, fi
 
 logger = logging.getLogger(__name__)
 
+SUPPORT = "support"
+"""The name among ``files`` of the annotated scans, which may change from one run to the next."""
+
 
 class Resumption:
     """An inference that may go on where it was stopped: scans whose mask is finished are not segmented again.
@@ -35,7 +38,8 @@ class Resumption:
         files: Files that do, by name: ``None``, one or several. Their contents count, not their places.
 
     Raises:
-        ValueError: If ``folder`` holds masks that were made with something else, and ``resume`` is set.
+        ValueError: If ``folder`` holds masks that were made with something else, and ``resume`` is set. Other files
+            called ``support`` are no such thing: all masks are made anew.
     """
 
     def __init__(
@@ -51,13 +55,14 @@ class Resumption:
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
         self.names = [scan_name(scan["image"]) for scan in scans]
         self.finished: list[str] = []
+        self._support_changed = False
         if resume:
             self._refuse_changes()
             self.finished = distributed.from_first(
                 [scan_name(scan["image"]) for scan in scans if self._is_finished(scan)]
             )
             if distributed.is_first():
-                print(f"resumed: {len(self.finished)} of {len(scans)} masks are there already", flush=True)
+                print(self._told(len(scans)), flush=True)
         finished = set(self.finished)
         self.pending = [scan for scan, name in zip(scans, self.names, strict=True) if name not in finished]
 
@@ -76,11 +81,19 @@ class Resumption:
             with written_whole(self.path) as unfinished:
                 unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n", encoding="utf-8")
 
+    def _told(self, scans: int) -> str:
+        if self._support_changed:
+            return f"resumed: the annotated scans changed, so every mask is made anew: {scans}"
+        return f"resumed: {len(self.finished)} of {scans} masks are there already"
+
     def _refuse_changes(self) -> None:
         if not self.path.is_file():
             logger.warning("there is no %s to resume from; starting with the first scan", self.path)
             return
-        if changed := changes(json.loads(self.path.read_text(encoding="utf-8")), self.made_with):
+        before = json.loads(self.path.read_text(encoding="utf-8"))
+        self._support_changed = before.get(SUPPORT) != self.made_with.get(SUPPORT)
+        # Correcting a mask and taking it for support is what one resumes for: that alone is no mistake.
+        if changed := changes({**before, SUPPORT: None}, {**self.made_with, SUPPORT: None}):
             raise ValueError(
                 f"the masks in {self.folder} were made with something else: {changed}. Set it back, choose another "
                 "output_dir, or set resume to false, which makes all masks anew."
