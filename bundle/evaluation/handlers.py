@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of
+from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import read_csv, safe_name, write_csv, written_whole
 from bundle.inference.resume import Resumption
@@ -124,11 +125,23 @@ class SaveMasks:
         folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
         inferer: Knows the organs.
         resumption: Knows what the masks are made with, and which ones are there already; their volumes stand in the
-            table, too.
+            table, too. With it, what the ids mean is written beside the masks (``write_names``).
+        output_format: What is written besides ``<scan>.nii.gz``: nothing more (``"nifti"``), ``"seg.nrrd"`` or
+            ``"per_organ"``.
+
+    Raises:
+        ValueError: If there is no such format.
     """
 
-    def __init__(self, folder: str | Path, inferer: VolumeInferer, resumption: Resumption | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        inferer: VolumeInferer,
+        resumption: Resumption | None = None,
+        output_format: str = "nifti",
+    ) -> None:
         self.folder = Path(folder)
+        self.save_more = writer_of(output_format)
         self.inferer = inferer
         self.resumption = resumption
         self._rows: dict[str, list[list[str]]] = {}
@@ -144,6 +157,8 @@ class SaveMasks:
         self._rows.clear()
         if self.resumption is not None:
             self.resumption.record()
+            if distributed.is_first():
+                write_names(self.folder, self.inferer.organ_names())
             finished = self.resumption.finished
             for name in (finished[index] for index in distributed.own_share(finished)):
                 mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
@@ -158,7 +173,8 @@ class SaveMasks:
             if self.resumption is not None:
                 self._keep(name, doubts)
             description = self.resumption.description(source) if self.resumption is not None else ""
-            save_nifti(mask, self._path(name), like=source, description=description)
+            self.save_more(mask, self.folder / name, self.inferer.organ_names(), source)
+            save_nifti(mask, self._path(name), like=source, description=description)  # last: it says that all is done
             self._rows[name] = self._volumes(name, np.asarray(mask), doubts)
         if distributed.alone():
             self._write([self._rows])
