@@ -54,6 +54,7 @@ class Resumption:
         self.made_with = {"versions": library_versions(), **describe(settings or {})}
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
         self.names = [scan_name(scan["image"]) for scan in scans]
+        self.images = {name: str(scan["image"]) for name, scan in zip(self.names, scans, strict=True)}
         self.finished: list[str] = []
         self._support_changed = False
         if resume:
