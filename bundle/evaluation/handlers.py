@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
-from bundle.evaluation.doubts import closing_line, doubts_of
+from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
 from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import read_csv, safe_name, write_csv, written_whole
@@ -223,6 +223,8 @@ class SaveMasks:
 class SaveOverlays:
     """Draw each scan: for every organ the support with its label, the query with truth (if known) and prediction.
 
+    Of more than 12 organs those of the lowest quality are drawn.
+
     Args:
         folder: Where ``<scan>.png`` goes.
         inferer: Knows support and organs.
@@ -253,7 +255,8 @@ class SaveOverlays:
                     row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
                     self._save(row, f"{scan}_{safe_name(name)}.png")
             else:
-                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
+                drawn = least_confident(item.get(PRED), organs)
+                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in drawn.items()]
                 self._save(stacked(rows), f"{scan}.png")
 
     def _save(self, picture: np.ndarray, name: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +18,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 from pandas import DataFrame
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from bundle import distributed
 from bundle.data.reader import ScanReader
-from bundle.evaluation.viewer_files import Color, organ_colors
-from bundle.evaluation.visuals import to_gray
+from bundle.evaluation.visuals import COLORS, to_gray
 from bundle.files import read_csv, written_whole
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
+
+Color = tuple[int, int, int]
 
 AXIAL = "PLS"
 """Rows to the back, columns to the patient's left, slices up: as radiologists look at them."""
@@ -104,7 +106,7 @@ def write_page(path: Path, folder: Path, organs: Mapping[str, int], images: Mapp
         scans=scans,
         doubtful=sum(bool(scan["reasons"]) for scan in scans),
         columns=list(organs) if len(organs) <= MOST_ORGANS else [],
-        legend=[{"name": name, "color": _css(color)} for name, color in organ_colors(organs).items()],
+        legend=[{"name": name, "color": _css(color)} for name, color in _colors(organs).items()],
     )
     with written_whole(path) as unfinished:
         unfinished.write_text(html, encoding="utf-8", newline="\n")
@@ -158,7 +160,7 @@ def _pictures(
     found = set(np.unique(label.numpy()).astype(int))
     rows = table[(table["scan"] == scan["name"]) & table["organ"].map(lambda name: organs.get(name) in found)]
     chosen = rows.nsmallest(MOST_ORGANS, "q", keep="first") if len(rows) > MOST_ORGANS else rows
-    colors = organ_colors(organs)
+    colors = _colors(organs)
     pictures = [
         Picture(
             row["organ"],
@@ -176,9 +178,14 @@ def _caption(row: Any) -> str:
     return f"{row['ml']:.1f} ml{quality}{'; ' if row['reason'] else ''}{row['reason']}"
 
 
+@cache
+def _loader() -> LoadImage:
+    return LoadImage(reader=ScanReader(), image_only=True)  # looks for all readers there are, once
+
+
 def _axial(path: str | Path) -> MetaTensor:
     """Load a volume ``(H, W, Z)`` with rows, columns and slices as radiologists look at them."""
-    loaded = LoadImage(reader=ScanReader(), image_only=True)(path)
+    loaded = _loader()(path)
     turned = Orientation(axcodes=AXIAL, labels=None)(loaded[None])
     assert isinstance(turned, MetaTensor)
     return turned[0]  # type: ignore[return-value]
@@ -201,11 +208,17 @@ def _drawn(pixels: np.ndarray, inside: np.ndarray, size: tuple[int, int], color:
     picture[find_boundaries(mask, mode="thick")] = color
     marked = Image.fromarray(picture)
     draw = ImageDraw.Draw(marked)
-    for text, place in (("R", 4), ("L", size[0] - 12)):
-        draw.text((place, size[1] // 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+    font = ImageFont.load_default(size=18)
+    for text, place in (("R", 5), ("L", size[0] - 18)):
+        draw.text((place, 4), text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
     coded = BytesIO()
     marked.save(coded, "JPEG", quality=85, subsampling=0)  # a thin contour keeps its color
     return f"data:image/jpeg;base64,{base64.b64encode(coded.getvalue()).decode()}"
+
+
+def _colors(organs: Mapping[str, int]) -> dict[str, Color]:
+    """Return the colors of the overlays: viewers' usual ones are too much alike for thin contours."""
+    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(organs)}
 
 
 def _css(color: Color) -> str:
