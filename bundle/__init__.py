@@ -14,7 +14,24 @@ A volume passes through the rooms:
     benchmark/    speed and memory on a machine; nothing imports it
 
 Every room uses ``keys`` (the entries of the data dictionaries), ``files`` (written whole or not at all),
-``distributed`` (several processes) and ``root`` (the folders of configs and weights).
+``distributed`` (several processes) and ``root`` (the folders of configs and weights). In Python, ``bundle.segment``
+and ``bundle.Segmenter`` do what the command ``inference`` does.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bundle.inference.segment import Segmenter, segment
+
 __version__ = "0.5.0"
+
+__all__ = ["Segmenter", "segment"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the commands' manuals do not wait for PyTorch.
+    if name in __all__:
+        from bundle.inference import segment as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

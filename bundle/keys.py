@@ -54,3 +54,6 @@ NOTICES = "notices"
 
 ORGAN_NAMES = "organ_names"
 """In the meta of a label map: the names of its ids, ``{id: name}``, where its file states them."""
+
+PROBLEM = "problem"
+"""The only entry of a scan that cannot be read: what is wrong with it, in one sentence."""

@@ -311,6 +311,16 @@ def test_one_bad_scan_is_named_and_does_not_stop_the_others(trained: Path, scans
     assert mask.get_data_dtype() == np.uint8
 
 
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    trained: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "empty.nii.gz").touch()
+    workflow(INFER, tmp_path / "out", dataset_dir=str(scans), dry_run="true", **support_of(trained)).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 scans: 2 to segment, 0 with a finished mask, 1 unusable" in lines
+    assert not (tmp_path / "out" / "masks").exists()
+
+
 def test_inference_finds_what_training_evaluated(trained: Path, tmp_path: Path) -> None:
     """The two roads to a mask, of training's evaluation and of inference, are the same road."""
     keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")} | support_of(trained)

@@ -169,6 +169,8 @@ KINDS: dict[str, Kind] = {
     "prototypes_file": PATH,
     "checkpoint": PATH.or_null(),
     "num_components": COUNT.or_null(),
+    "dry_run": SWITCH,
+    "output_format": _choice("nifti", "seg.nrrd", "per_organ"),
     "least_explained": POSITIVE.or_null(),
     "precision": _choice("float32", "bfloat16"),
     "slice_batch": COUNT,

@@ -15,6 +15,7 @@ from bundle.data.scans import (
     open_split,
     scan_name,
 )
+from bundle.data.survey import survey
 
 __all__ = [
     "EpisodeDataset",
@@ -36,5 +37,6 @@ __all__ = [
     "read_scan",
     "report_problems",
     "scan_name",
+    "survey",
     "usable_scans",
 ]

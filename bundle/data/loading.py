@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bundle import distributed
 from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
+from bundle.keys import PROBLEM
 
 Scan = Mapping[str, Any]
 """A scan's files: ``image``, and ``label`` where it has one."""
@@ -31,7 +32,7 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         ScanError: If the files cannot be read or do not fit the transforms.
     """
     for key in ("image", "label"):
-        if key in scan:
+        if isinstance(scan.get(key), str | Path):
             _check_is_file(scan[key], key)
     try:
         return transform(dict(scan))
@@ -39,8 +40,9 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         reason = _reason(error)
         if not isinstance(reason, BROKEN_FILE):
             raise  # a bug in a transform, not a problem of the file
-        # The reader names the file itself, since it may be the label.
-        words = str(reason) if isinstance(reason, FileError) else f"{scan['image']}: {in_words(reason)}"
+        # The reader names the file itself, since it may be the label's.
+        name = scan["image"] if isinstance(scan["image"], str | Path) else "the volume"
+        words = str(reason) if isinstance(reason, FileError) else f"{name}: {in_words(reason)}"
         raise ScanError(words) from error
 
 
@@ -66,6 +68,7 @@ class ScanDataset(Dataset[Any]):
         transform: Turns a scan's files into volumes.
         enabled: If false, the data set is empty, whatever ``data`` holds.
         check: A transform to try on every scan first: scans that fail are left out, instead of raising later.
+        keep_going: Instead of raising over a broken scan, return ``{"problem": what is wrong}`` in its place.
 
     Attributes:
         problems: Why some scans were left out, a line each.
@@ -77,10 +80,12 @@ class ScanDataset(Dataset[Any]):
         transform: Callable[[Any], Any],
         enabled: bool = True,
         check: Callable[[Any], Any] | None = None,
+        keep_going: bool = False,
     ) -> None:
         self._data = data if enabled else []
         self.transform = transform
         self.check = check
+        self.keep_going = keep_going
         self.problems: list[str] = []
 
     @property
@@ -97,7 +102,12 @@ class ScanDataset(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Any:
-        return self.read(self.data[index])
+        try:
+            return self.read(self.data[index])
+        except ScanError as error:
+            if not self.keep_going:
+                raise
+            return {PROBLEM: str(error)}
 
     def read(self, scan: Scan) -> Any:
         """Read any scan with the data set's transform."""
@@ -115,7 +125,7 @@ class SupportPixel:
     def __init__(self, support: ScanDataset, key: str = "support_scans") -> None:
         self.support = support
         self.key = key
-        self._known: dict[str, float] = {}
+        self._known: dict[str | int, float] = {}
 
     def __call__(self, data: Mapping[Any, Any]) -> float | None:
         """Return the median over the annotated scans of a scan's entry, mm; ``None`` if there is no image to read.
@@ -130,14 +140,15 @@ class SupportPixel:
         return median(known) if known else None
 
     def _pixel(self, scan: Scan) -> float | None:
-        path = str(scan["image"])
-        if path not in self._known:
+        image = scan["image"]
+        known_as = str(image) if isinstance(image, str | Path) else id(image)
+        if known_as not in self._known:
             try:
-                image = self.support.read({"image": path, "label": scan["label"]})["image"]
+                read = self.support.read({"image": image, "label": scan["label"]})["image"]
             except ScanError:
                 return None
-            self._known[path] = float(image.pixdim[0])
-        return self._known[path]
+            self._known[known_as] = float(read.pixdim[0])
+        return self._known[known_as]
 
 
 class _Trial(Dataset[str]):

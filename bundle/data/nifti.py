@@ -83,6 +83,20 @@ def read_header(path: str | Path) -> Header:
         return _header(stream)
 
 
+def read_grid(path: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return a NIfTI file's shape and affine (see ``affine_of``) by its header alone.
+
+    Raises:
+        ValueError: As ``read_nifti``; missing voxels are only noticed where the file is too small for them, however
+            well it is compressed.
+        OSError, EOFError, zlib.error: If the header is damaged.
+    """
+    with _opened(Path(path)) as stream:
+        header = _header(stream)
+        _check_room(header, Path(path).stat().st_size, isinstance(stream, gzip.GzipFile))
+    return _shape(header), affine_of(header)
+
+
 def voxel_milliliters(path: str | Path) -> float:
     """Return the volume of a voxel of a NIfTI file, ml, by the geometry used for loading."""
     return abs(float(np.linalg.det(affine_of(read_header(path))[:3, :3]))) / 1000
@@ -103,7 +117,7 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
     """
     values = np.asarray(label)[0]
     if like is not None and like.lower().endswith(NIFTI_SUFFIXES) and Path(like).is_file():
-        image = _with_geometry(values, read_header(like))
+        image = with_geometry(values, read_header(like))
     else:
         image = nibabel.Nifti1Image(values, np.asarray(label.affine))
     image.header["descrip"] = description
@@ -111,7 +125,8 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
         nibabel.save(image, unfinished)
 
 
-def _with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
+def with_geometry(values: np.ndarray, scan: Header) -> nibabel.Nifti1Image:
+    """Return an image of ``values (H, W, Z)`` whose header places voxels exactly as a scan's header does."""
     # Without an affine, nibabel leaves the header's geometry unchanged, and it does not correct fields set later.
     kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Header) else nibabel.Nifti1Image
     image = kind(values, None)
@@ -143,11 +158,9 @@ def _header(stream: io.BufferedIOBase) -> Header:
 
 
 def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np.ndarray:
+    _check_room(header, bytes_on_disk, isinstance(stream, gzip.GzipFile))
     shape, dtype, offset = _shape(header), _dtype(header), _offset(header)
     count = math.prod(shape) * dtype.itemsize
-    room = bytes_on_disk * (DEFLATE_LIMIT if isinstance(stream, gzip.GzipFile) else 1)
-    if offset + count > room:
-        raise _too_short(shape, dtype, f"{offset + count} bytes, but can hold at most {room}")
     stream.seek(offset)
     buffer = np.empty(count, np.uint8)  # memory pages are allocated only when they are written to
     filled = _fill(stream, buffer.data)
@@ -156,6 +169,14 @@ def _values(stream: io.BufferedIOBase, header: Header, bytes_on_disk: int) -> np
     slope, intercept = header.get_slope_inter()
     values = apply_read_scaling(buffer.view(dtype).reshape(shape, order="F"), slope, intercept)
     return np.asarray(without_trailing_ones(values), dtype=np.float32, order="C")
+
+
+def _check_room(header: Header, bytes_on_disk: int, is_compressed: bool) -> None:
+    shape, dtype, offset = _shape(header), _dtype(header), _offset(header)
+    count = math.prod(shape) * dtype.itemsize
+    room = bytes_on_disk * (DEFLATE_LIMIT if is_compressed else 1)
+    if offset + count > room:
+        raise _too_short(shape, dtype, f"{offset + count} bytes, and can hold {room} at most")
 
 
 def without_trailing_ones(values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from bundle.data.declared import check_declared
 from bundle.data.geometry import check_affine
-from bundle.data.nifti import NIFTI_SUFFIXES, read_nifti, without_trailing_ones
+from bundle.data.nifti import NIFTI_SUFFIXES, read_grid, read_nifti, without_trailing_ones
 from bundle.keys import ORGAN_NAMES
 
 BROKEN_FILE = (
@@ -80,6 +80,23 @@ class ScanReader(ImageReader):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if values.ndim > 3 else float("nan"),
         }
+
+
+def look_at(path: str | Path) -> tuple[tuple[int, ...], np.ndarray] | None:
+    """Return a file's shape and its affine in RAS, mm, without reading its voxels.
+
+    Returns:
+        ``None`` for a format whose header only ITK reads: its problems are found when it is read.
+
+    Raises:
+        FileError: If it is missing or empty, or its header is damaged.
+    """
+    try:
+        check_is_file(Path(path), "image")
+        _check_content(Path(path))
+        return read_grid(path) if str(path).lower().endswith(NIFTI_SUFFIXES) else None
+    except BROKEN_FILE as error:
+        raise FileError(f"{path}: {in_words(error)}") from error
 
 
 def check_is_file(path: Path, what: str = "") -> None:

@@ -121,12 +121,13 @@ def find_support(
     """Find the annotated scans that show what to segment.
 
     Args:
-        support_dir: Folder with ``images`` and ``labels``; every image needs its label.
+        support_dir: Folder with ``images`` and ``labels``. Its images without a label are scans to segment if no other
+            ``dataset_dir`` is given; else every image needs its label.
         support_image: Instead of a folder, the image file or files.
         support_label: Their label maps, in the same order.
         default: Opens the split whose support is used if nothing is given.
-        dataset_dir: Folder of the scans to segment: if it is given, ``default`` is not used, since phantoms are no
-            support for a user's scans.
+        dataset_dir: Folder of the scans to segment. If nothing else is given, its scans with a label are the support.
+            ``default`` is not used then, since phantoms are no support for a user's scans.
         needed: If false, the support may be empty, and ``default`` is not used.
         prototypes: Files of prototypes; with any of them, no annotated scan is needed.
 
@@ -140,28 +141,18 @@ def find_support(
     if support_dir is not None and support_image is not None:
         raise ValueError("support must be support_dir or support_image, got both. Leave one of them out.")
     if support_dir is not None:
-        return _support_of_folder(support_dir)
+        return _labeled_of(Path(support_dir), None if dataset_dir is None else Path(dataset_dir))
     if files := _support_of_files(support_image, support_label):
         return files
-    if not needed or prototypes:
+    if prototypes or (not needed and dataset_dir is None):
         return []
-    support = default().support if default is not None and dataset_dir is None else []
-    if not support:
+    support = default().support if default is not None and dataset_dir is None else _labeled(dataset_dir)
+    if not support and needed:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
-            "and support_label."
+            "and support_label, or put label maps into labels/ of dataset_dir."
         )
     return support
-
-
-def _support_of_folder(folder: str | Path) -> list[ScanFiles]:
-    scans = list_scans(folder)
-    if bare := [Path(scan["image"]).name for scan in scans if "label" not in scan]:
-        raise ValueError(
-            f"every support image needs a label map of its name, but {Path(folder) / 'labels'} has none for "
-            f"{', '.join(bare[:5])}. Annotate them, or remove them from the support."
-        )
-    return scans
 
 
 def _support_of_files(image: str | Sequence[str] | None, label: str | Sequence[str] | None) -> list[ScanFiles]:
@@ -175,19 +166,46 @@ def _support_of_files(image: str | Sequence[str] | None, label: str | Sequence[s
     return [{"image": one, "label": other} for one, other in zip(images, labels, strict=True)]
 
 
+def _labeled(dataset_dir: str | Path | None) -> list[ScanFiles]:
+    """Return the scans of a folder with ``images`` that have a label; none of another folder, or of a file."""
+    if dataset_dir is None or not subfolder(Path(dataset_dir), LABEL_FOLDERS).is_dir():
+        return []
+    return [scan for scan in list_scans(dataset_dir) if "label" in scan]
+
+
+def _labeled_of(support_dir: Path, dataset_dir: Path | None) -> list[ScanFiles]:
+    """Return the annotated scans of a folder; its other scans are segmented, unless ``dataset_dir`` is another one."""
+    scans = list_scans(support_dir)
+    bare = [Path(scan["image"]).name for scan in scans if "label" not in scan]
+    is_apart = dataset_dir is not None and dataset_dir.resolve() != support_dir.resolve()
+    if bare and (is_apart or len(bare) == len(scans)):
+        raise ValueError(
+            f"every support image needs a label map of its name, but {support_dir / 'labels'} has none for "
+            f"{', '.join(bare[:5])}. Annotate them, or remove them from the support."
+        )
+    return [scan for scan in scans if "label" in scan]
+
+
 def find_scans(
-    dataset_dir: str | Path | None, support: Sequence[ScanFiles], default: Callable[[], Split] | None = None
+    dataset_dir: str | Path | None,
+    support: Sequence[ScanFiles],
+    default: Callable[[], Split] | None = None,
+    support_dir: str | Path | None = None,
 ) -> list[ScanFiles]:
     """List the scans to segment: those of a folder, or of its ``images``, without those of the support.
 
     Args:
         dataset_dir: Folder of scans, or one file.
         support: The annotated scans, which are not segmented.
-        default: Opens the split whose queries are used if ``dataset_dir`` is ``None``.
+        default: Opens the split whose queries are used if there is no folder.
+        support_dir: Folder of annotated scans; without ``dataset_dir`` its scans without a label are segmented.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no scan besides the support's.
     """
+    bare = [scan for scan in list_scans(support_dir) if "label" not in scan] if support_dir is not None else []
+    if dataset_dir is None and bare:
+        return bare
     if dataset_dir is None:
         return _images(default().queries if default is not None else [])
     folder = Path(dataset_dir)

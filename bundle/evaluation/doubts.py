@@ -39,6 +39,19 @@ def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:
     }
 
 
+def least_confident(mask: Any, organs: Mapping[str, int], most: int = 12) -> dict[str, int]:
+    """Return the organs to draw of a predicted label map: all of them, or those of the lowest quality of very many.
+
+    Args:
+        mask: As for ``doubts_of``.
+        organs: Names and ids; the result keeps their order.
+        most: How many to return at most.
+    """
+    quality = {name: float(told[0] or 1) for name, told in doubts_of(mask, organs).items()}
+    chosen = sorted(organs, key=quality.__getitem__)[:most]
+    return {name: organ for name, organ in organs.items() if name in chosen}
+
+
 def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
     """Return a line with the number of masks, their folder, and which to check first.
 

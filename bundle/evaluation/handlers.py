@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
-from bundle.evaluation.doubts import closing_line, doubts_of
+from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
+from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import read_csv, read_json, safe_name, write_csv, written_whole
 from bundle.inference.resume import Resumption
@@ -124,11 +125,23 @@ class SaveMasks:
     Args:
         folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
         inferer: Gives the organs.
-        resumption: Knows what the masks are made with and which ones exist already; these are in the table, too.
+        resumption: Knows what the masks are made with and which ones exist already; these are in the table, too. With
+            it, the names of the ids are written beside the masks (``write_names``).
+        output_format: Files besides ``<scan>.nii.gz``: none (``"nifti"``), ``"seg.nrrd"`` or ``"per_organ"``.
+
+    Raises:
+        ValueError: If the format is unknown.
     """
 
-    def __init__(self, folder: str | Path, inferer: VolumeInferer, resumption: Resumption | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        inferer: VolumeInferer,
+        resumption: Resumption | None = None,
+        output_format: str = "nifti",
+    ) -> None:
         self.folder = Path(folder)
+        self.save_more = writer_of(output_format)
         self.inferer = inferer
         self.resumption = resumption
         self._rows: dict[str, list[list[str]]] = {}
@@ -144,6 +157,8 @@ class SaveMasks:
         self._rows.clear()
         if self.resumption is not None:
             self.resumption.record()
+            if distributed.is_first():
+                write_names(self.folder, self.inferer.organ_names())
             finished = self.resumption.finished
             for name in (finished[index] for index in distributed.own_share(finished)):
                 mask = np.asarray(cast("nibabel.Nifti1Image", nibabel.load(self._path(name))).dataobj)
@@ -158,7 +173,8 @@ class SaveMasks:
             if self.resumption is not None:
                 self._keep(name, doubts)
             description = self.resumption.description(source) if self.resumption is not None else ""
-            save_nifti(mask, self._path(name), like=source, description=description)
+            self.save_more(mask, self.folder / name, self.inferer.organ_names(), source)
+            save_nifti(mask, self._path(name), like=source, description=description)  # last: it says that all is done
             self._rows[name] = self._volumes(name, np.asarray(mask), doubts)
         if distributed.alone():
             self._write([self._rows])
@@ -208,6 +224,8 @@ class SaveMasks:
 class SaveOverlays:
     """Draw each scan: for every organ the support with its label, and the query with truth (if known) and prediction.
 
+    Of more than 12 organs those of the lowest quality are drawn.
+
     Args:
         folder: Where ``<scan>.png`` goes.
         inferer: Gives support and organs.
@@ -238,7 +256,8 @@ class SaveOverlays:
                     row = self._row(name, organ, [organ], item, truth, mask[None] * organ)
                     self._save(row, f"{scan}_{safe_name(name)}.png")
             else:
-                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in organs.items()]
+                drawn = least_confident(item.get(PRED), organs)
+                rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in drawn.items()]
                 self._save(stacked(rows), f"{scan}.png")
 
     def _save(self, picture: np.ndarray, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from monai.engines import IterationEvents, PrepareBatch, SupervisedEvaluator
 from torch import Tensor, nn
 
 from bundle import distributed
-from bundle.keys import IMAGE, LABEL
+from bundle.data.loading import report_problems
+from bundle.keys import IMAGE, LABEL, PROBLEM
 from bundle.networks import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 class PrepareScan(PrepareBatch):
@@ -63,6 +67,9 @@ class ScanEvaluator(SupervisedEvaluator):
         network: As there.
         val_handlers: As there; kept as an attribute.
         **settings: As there.
+
+    Attributes:
+        problems: What is wrong with the scans of this process that could not be read, a sentence each.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class ScanEvaluator(SupervisedEvaluator):
         **settings: Any,
     ) -> None:
         self.val_handlers = [ToCPU(), *(val_handlers or [])]
+        self.problems: list[str] = []
         super().__init__(device, val_data_loader, network, val_handlers=self.val_handlers, **settings)
 
     @property
@@ -96,6 +104,52 @@ class ScanEvaluator(SupervisedEvaluator):
         of_an_epoch = (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED) if self.scans else ()
         for event in (Events.STARTED, *of_an_epoch, Events.COMPLETED):
             self.fire_event(event)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> Any:
+        """Pass over a scan that could not be read: handlers see an iteration without a scan."""
+        if PROBLEM not in batchdata:
+            return super()._iteration(engine, batchdata)
+        self.problems += batchdata[PROBLEM]
+        for problem in batchdata[PROBLEM]:
+            logger.error("cannot use %s", problem)
+        engine.state.batch = []
+        return []
+
+    def report_problems(self, found_before: Sequence[str] = ()) -> None:
+        """Raise at the end of a run if scans could not be used, so that its exit code tells; all processes call it.
+
+        Args:
+            found_before: What is wrong with scans that were not tried.
+
+        Raises:
+            ScanError: If there is a problem; the message lists all.
+        """
+        report_problems([*found_before, *distributed.gathered(self.problems)])
+
+
+def segment_all(
+    inferer: Any,
+    network: nn.Module,
+    device: torch.device | str,
+    evaluator: ScanEvaluator,
+    problems: Sequence[str] = (),
+) -> None:
+    """Encode the support, segment all scans, and report those that could not be used.
+
+    Args:
+        inferer: A ``VolumeInferer``; a support that cannot be used is reported before any scan is read.
+        network: The trained network; it is put in eval mode.
+        device: Where to compute.
+        evaluator: Segments the scans.
+        problems: What is wrong with scans that are not tried.
+
+    Raises:
+        ScanError: At the end, if a scan could not be used.
+    """
+    inferer.pool(network.eval(), torch.device(device))
+    inferer.library.report(network, torch.device(device))
+    evaluator.run()
+    evaluator.report_problems(problems)
 
 
 class WeightsCheckpointLoader:

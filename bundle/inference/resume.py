@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 ANEW = "Choose another output_dir, or set resume to false, which makes all masks anew."
 
+SUPPORT = "support"
+"""The name among ``files`` of the annotated scans, which may change from one run to the next."""
+
 
 class Resumption:
     """An inference that can resume: scans with a finished mask are not segmented again.
@@ -37,7 +40,8 @@ class Resumption:
         files: Files that determine the masks, by name: ``None``, one or several. Their contents count, not their paths.
 
     Raises:
-        ValueError: If ``resume`` is set and ``folder`` holds masks that were made with other settings.
+        ValueError: If ``resume`` is set and ``folder`` holds masks that were made with other settings. Another support
+            is none of them: all masks are made again.
     """
 
     def __init__(
@@ -52,14 +56,16 @@ class Resumption:
         self.made_with = {"versions": library_versions(), **describe(settings or {})}
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
         self.names = [scan_name(scan["image"]) for scan in scans]
+        self.images = {name: str(scan["image"]) for name, scan in zip(self.names, scans, strict=True)}
         self.finished: list[str] = []
+        self._support_changed = False
         if resume:
             self._refuse_changes()
             self.finished = distributed.from_first(
                 [scan_name(scan["image"]) for scan in scans if self._is_finished(scan)]
             )
             if distributed.is_first():
-                print(f"resumed: {len(self.finished)} of {len(scans)} masks are already finished", flush=True)
+                print(self._summary(len(scans)), flush=True)
         finished = set(self.finished)
         self.pending = [scan for scan, name in zip(scans, self.names, strict=True) if name not in finished]
 
@@ -78,11 +84,19 @@ class Resumption:
             with written_whole(self.path) as unfinished:
                 unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n", encoding="utf-8")
 
+    def _summary(self, scans: int) -> str:
+        if self._support_changed:
+            return f"resumed: the annotated scans changed, so all {scans} masks are made again"
+        return f"resumed: {len(self.finished)} of {scans} masks are already finished"
+
     def _refuse_changes(self) -> None:
         if not self.path.is_file():
             logger.warning("there is no record %s to resume from; starting with the first scan", self.path)
             return
-        if changed := changes(read_json(self.path, ANEW), self.made_with):
+        before = read_json(self.path, ANEW)
+        self._support_changed = before.get(SUPPORT) != self.made_with.get(SUPPORT)
+        # Correcting a mask and using it as support is what people resume for: that alone is no mistake.
+        if changed := changes({**before, SUPPORT: None}, {**self.made_with, SUPPORT: None}):
             raise ValueError(
                 f"the masks in {self.folder} were made with other settings: {changed}. Set them back, choose another "
                 "output_dir, or set resume to false to make all masks again."

@@ -168,10 +168,38 @@ def test_a_support_folder_gives_each_image_with_its_label(tmp_path: Path) -> Non
     assert (names(support), names(support, "label")) == (["b_2", "a_10"], ["b_2", "a_10"])
 
 
-def test_a_support_image_without_a_matching_label_is_named(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "support", ["scan_1", "scan_2"], ["scan_1"])
-    with pytest.raises(ValueError, match=r"every support image needs a label map .* none for scan_2\.nii\.gz"):
-        find_support(folder)
+@pytest.mark.parametrize(("labels", "dataset_dir"), [(["scan_1"], "elsewhere"), ([], None)])
+def test_a_support_image_without_a_matching_label_is_named(
+    labels: list[str], dataset_dir: str | None, tmp_path: Path
+) -> None:
+    folder = make_study(tmp_path / "support", ["scan_1", "scan_2"], labels)
+    with pytest.raises(ValueError, match=r"every support image needs a label map .* none for .*scan_2\.nii\.gz"):
+        find_support(folder, dataset_dir=dataset_dir)
+
+
+@pytest.mark.parametrize("key", ["support_dir", "dataset_dir", "both"])
+def test_a_partly_labeled_folder_is_support_and_scans_to_segment(key: str, tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", ["scan_1", "scan_2", "scan_3"], ["scan_2"])
+    keys = {name: folder for name in ("support_dir", "dataset_dir") if key in (name, "both")}
+    support = find_support(**keys)
+    assert pairs(support) == [("scan_2.nii.gz", "scan_2.nii.gz")]
+    assert names(find_scans(keys.get("dataset_dir"), support, support_dir=keys.get("support_dir"))) == [
+        "scan_1",
+        "scan_3",
+    ]
+
+
+def test_files_that_are_named_go_before_the_labels_of_the_folder(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", ["scan_1", "scan_2"], ["scan_2"])
+    support = find_support(support_image="a.nii", support_label="la.nii", dataset_dir=folder)
+    assert names(support) == ["a"]
+    assert names(find_scans(folder, support)) == ["scan_1", "scan_2"]
+    assert find_support(prototypes="kept.safetensors", dataset_dir=folder) == []
+
+
+def test_without_labels_a_ranking_has_no_support(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").touch()
+    assert find_support(dataset_dir=tmp_path, needed=False) == []
 
 
 def test_support_files_are_paired_in_their_order() -> None:

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bundle.data import ScanReader
 from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
+from bundle.evaluation.doubts import least_confident
 from bundle.evaluation.handlers import DiceTable, SaveMasks, SaveOverlays
 from bundle.files import write_csv
 from bundle.inference.resume import Resumption
@@ -326,3 +327,11 @@ def test_a_table_that_fails_midway_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No space left"):
         write_csv(tmp_path / "dice.csv", rows())  # type: ignore[arg-type]
     assert table(tmp_path / "dice.csv") == [["the old table"]]
+
+
+def test_of_very_many_organs_those_of_the_lowest_quality_are_drawn() -> None:
+    organs = {f"organ {number}": number for number in range(1, 21)}
+    quality = torch.linspace(1.0, 0.6, 20)  # of the ids 1 to 20
+    mask = MetaTensor(torch.zeros(1, 2, 2, 2), meta={"quality": quality, "organ_ids": torch.arange(1, 21)})
+    assert list(least_confident(mask, organs).values()) == list(range(9, 21))
+    assert least_confident(None, {"liver": 1}) == {"liver": 1}

@@ -185,6 +185,26 @@ def test_resuming_with_something_else_is_refused_with_its_name(tmp_path: Path) -
     assert "set resume to false" in words
 
 
+def test_another_support_makes_all_masks_anew_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"
+    one.write_bytes(b"label")
+    two.write_bytes(b"corrected")
+    scan = tmp_path / "scan_2.nii.gz"
+    scan.write_bytes(b"scan")
+    runs = {"scans": [{"image": str(scan)}], "folder": tmp_path / "masks", "settings": SETTINGS}
+    resumption = Resumption(**runs, files={"support": [one]})
+    image = item("scan_2", 20)
+    save_nifti(image["pred"], tmp_path / "masks/scan_2.nii.gz", description=resumption.description(scan))
+    resumption.record()
+
+    assert Resumption(**runs, files={"support": [one]}, resume=True).pending == []
+    assert Resumption(**runs, files={"support": [one, two]}, resume=True).pending == runs["scans"]
+    assert capsys.readouterr().out.splitlines() == [
+        "resumed: 1 of 1 masks are there already",
+        "resumed: the annotated scans changed, so every mask is made anew: 1",
+    ]
+
+
 def test_a_transform_is_the_same_if_its_parameters_are(tmp_path: Path) -> None:
     begun(tmp_path, settings={"intensity": ClipTopd("image", 99.5)}).record()
     begun(tmp_path, resume=True, settings={"intensity": ClipTopd("image", 99.5)})

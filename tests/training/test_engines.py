@@ -12,6 +12,7 @@ from monai.handlers import MeanDice
 from torch import nn
 
 from bundle import distributed
+from bundle.data import ScanError
 from bundle.evaluation.metrics import OrganDice
 from bundle.inference.engines import PrepareScan, ScanEvaluator
 from bundle.training.engines import PrepareEpisode, ValidateAtEnds
@@ -123,6 +124,24 @@ def test_an_evaluator_alone_segments_every_scan() -> None:
     made, seen = evaluator(3)
     made.run(4)
     assert seen == [("STARTED", 3), ("EPOCH_STARTED", 4), 0, 1, 2, ("EPOCH_COMPLETED", 4), ("COMPLETED", 4)]
+
+
+def test_a_scan_that_cannot_be_read_is_passed_over_and_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, seen = evaluator(3)
+    readable = Scans.__getitem__
+    broken = {"problem": "b.nii.gz: the file is empty."}
+    monkeypatch.setattr(Scans, "__getitem__", lambda self, index: broken if index == 1 else readable(self, index))
+    made.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.append(list(engine.state.batch)))
+    made.run(1)
+    assert [scan for scan in seen if isinstance(scan, int)] == [0, 2]
+    assert seen.count([]) == 1, "handlers see that there was no scan"
+    assert "cannot use b.nii.gz: the file is empty." in caplog.text
+    with pytest.raises(
+        ScanError, match=r"2 scans could not be used, all others are done:\n  a: gone\.\n  b\.nii\.gz: the"
+    ):
+        made.report_problems(["a: gone."])
 
 
 def test_an_evaluator_among_others_segments_its_share_with_the_first_ones_network(

@@ -1,0 +1,126 @@
+"""A look at a whole folder before hours of work: headers only, so that thousands of files take seconds.
+
+files -> which can be used, what is wrong with the others, and a few lines on what will be done
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle import distributed
+from bundle.data.loading import Scan
+from bundle.data.reader import FileError, load_volume, look_at
+from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
+
+HOUNSFIELD_AIR = -500.0
+"""A scan with values below is a CT in HU: air is -1000."""
+
+MOST_NAMED = 3
+"""Kinds of files that a line names."""
+
+logger = logging.getLogger(__name__)
+
+Grid = tuple[tuple[int, ...], np.ndarray]
+"""Shape and affine of a file."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What headers tell of the scans to segment.
+
+    Attributes:
+        usable: Scans whose header can be read; voxels that are damaged are found when they are read.
+        problems: What is wrong with the others, a line each.
+        lines: What a user should know before the work starts; at most five.
+    """
+
+    usable: list[Scan]
+    problems: list[str]
+    lines: list[str]
+
+    def tell(self) -> None:
+        """Print the lines and the problems; the first process does it for all."""
+        if distributed.is_first():
+            print("\n".join(self.lines), flush=True)
+            for problem in self.problems:
+                logger.error("cannot use %s", problem)
+
+
+def survey(
+    scans: Sequence[Scan],
+    pending: Sequence[Scan],
+    support: Sequence[Scan] = (),
+    dataset_dir: str | Path | None = None,
+) -> Survey:
+    """Look at the header of every scan that is to be segmented.
+
+    Args:
+        scans: The files of all scans, those with a finished mask, too.
+        pending: Those that are to be segmented.
+        support: The annotated scans; the first one tells whether they are CT.
+        dataset_dir: The folder of the scans, to say which of its files are left alone.
+    """
+    usable, problems, grids = [], [], []
+    for scan in pending:
+        try:
+            grids.append(look_at(scan["image"]))
+            usable.append(scan)
+        except FileError as error:
+            problems.append(str(error))
+    finished = len(scans) - len(pending)
+    counts = f"{len(scans)} scans: {len(usable)} to segment, {finished} with a finished mask, {len(problems)} unusable"
+    lines = [counts, *_ranges("scans", grids), *_about_support(support), *_left_alone(dataset_dir)]
+    return Survey(usable, problems, lines)
+
+
+def _ranges(what: str, grids: Sequence[Grid | None]) -> list[str]:
+    """Say in a line which sizes and spacings files have."""
+    known = [grid for grid in grids if grid is not None and len(grid[0]) >= 3]
+    if not known:
+        return []
+    sizes = np.array([shape[:3] for shape, _ in known])
+    spacings = np.array([np.linalg.norm(affine[:3, :3], axis=0) for _, affine in known])
+    return [f"{what}: {_range_of(sizes)} voxels, spacing {_range_of(spacings)} mm"]
+
+
+def _range_of(rows: np.ndarray) -> str:
+    pairs = [(f"{low:.4g}", f"{high:.4g}") for low, high in zip(rows.min(axis=0), rows.max(axis=0), strict=True)]
+    return " x ".join(low if low == high else f"{low} to {high}" for low, high in pairs)
+
+
+def _about_support(support: Sequence[Scan]) -> list[str]:
+    """Say how many annotated scans there are, their sizes, and whether they look like CT."""
+    grids = []
+    lowest = np.inf
+    # What is wrong with an annotated scan is said where it is encoded, next.
+    with suppress(FileError):
+        grids = [look_at(scan["image"]) for scan in support]
+        lowest = float(load_volume(support[0]["image"]).min()) if support else lowest
+    modality = f"CT, values from {lowest:g}" if lowest < HOUNSFIELD_AIR else "no CT in HU"
+    name = "1 annotated scan" if len(support) == 1 else f"{len(support)} annotated scans"
+    return _ranges(f"{name} ({modality})", grids)
+
+
+def _left_alone(dataset_dir: str | Path | None) -> list[str]:
+    """Say which files of the folder are no scans."""
+    if dataset_dir is None or not Path(dataset_dir).is_dir():
+        return []
+    folder = subfolder(Path(dataset_dir), IMAGE_FOLDERS)
+    place = folder if folder.is_dir() else Path(dataset_dir)
+    others: Counter[Any] = Counter(
+        "folders" if path.is_dir() else path.suffix or "no suffix"
+        for path in place.iterdir()
+        if not path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+    )
+    if not others:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(MOST_NAMED))
+    return [f"left alone in {place}: {kinds}{' and others' if len(others) > MOST_NAMED else ''}"]

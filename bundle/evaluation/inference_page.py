@@ -1,0 +1,225 @@
+"""The page of an inference: one HTML file with everything within, the scans in the order to look at them.
+
+volumes.csv + masks + scans  ->  table of all scans, contours on slices of those to look at first  ->  index.html
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ignite.engine import Engine, Events
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation
+from pandas import DataFrame
+from PIL import Image, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
+
+from bundle import distributed
+from bundle.data.reader import ScanReader
+from bundle.evaluation.visuals import COLORS, to_gray
+from bundle.files import read_csv, written_whole
+from bundle.inference.resume import Resumption
+from bundle.inference.volume_inferer import VolumeInferer
+
+Color = tuple[int, int, int]
+
+AXIAL = "PLS"
+"""Rows to the back, columns to the patient's left, slices up: as radiologists look at them."""
+
+WIDTH = 288
+"""Pixels of a picture."""
+
+MOST_ORGANS = 12
+"""Organs of a scan that get a picture, and organs that get a column: of 117 organs the page stays one to look at."""
+
+LEAST_COHORT = 8
+"""Scans from which on a volume can be unusual among them."""
+
+FENCE = 1.5
+"""Interquartile ranges beyond the quartiles, from which on a volume is unusual (Tukey)."""
+
+
+class Picture(NamedTuple):
+    """An organ of a scan: its color and slices, each with its number and a data URI."""
+
+    organ: str
+    color: str
+    text: str
+    slices: list[tuple[int, str]]
+
+
+class SavePage:
+    """Write the page when an inference is done; the first process does it for all.
+
+    Args:
+        folder: Of the masks and ``volumes.csv``.
+        path: The page.
+        inferer: Knows the organs.
+        resumption: Knows the files of the scans.
+        shown: How many scans get pictures: those to look at first.
+    """
+
+    def __init__(
+        self, folder: str | Path, path: str | Path, inferer: VolumeInferer, resumption: Resumption, shown: int = 20
+    ) -> None:
+        self.folder, self.path = Path(folder), Path(path)
+        self.inferer, self.resumption, self.shown = inferer, resumption, shown
+
+    def attach(self, engine: Engine) -> None:
+        """Wait for the end; the table must be written before."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the page, if there is any mask."""
+        if distributed.is_first() and (self.folder / "volumes.csv").is_file():
+            write_page(self.path, self.folder, self.inferer.organ_names(), self.resumption.images, self.shown)
+
+
+def write_page(path: Path, folder: Path, organs: Mapping[str, int], images: Mapping[str, str], shown: int = 20) -> None:
+    """Write the page of a folder of masks. Same input, same bytes.
+
+    Args:
+        path: The page.
+        folder: Of the masks and ``volumes.csv``.
+        organs: Names and ids.
+        images: The file of each scan, by the name of its mask.
+        shown: How many scans get pictures.
+    """
+    header, *rows = read_csv(folder / "volumes.csv")
+    table = DataFrame(rows, columns=header)
+    table["ml"], table["q"] = table["milliliters"].astype(float), _numbers(table["quality"])
+    table["reason"] = [_reason(row, _bounds(table, row["organ"])) for _, row in table.iterrows()]
+    scans = sorted((_told(name, of_scan) for name, of_scan in table.groupby("scan", sort=False)), key=_urgency)
+    for scan in scans[:shown]:
+        if scan["name"] in images:
+            scan["pictures"], scan["left_out"] = _pictures(scan, table, organs, images, folder)
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    html = page.get_template("inference_page.html.j2").render(
+        title="Masks to look at",
+        scans=scans,
+        doubtful=sum(bool(scan["reasons"]) for scan in scans),
+        columns=list(organs) if len(organs) <= MOST_ORGANS else [],
+        legend=[{"name": name, "color": _css(color)} for name, color in _colors(organs).items()],
+    )
+    with written_whole(path) as unfinished:
+        unfinished.write_text(html, encoding="utf-8", newline="\n")
+
+
+def _numbers(column: Any) -> Any:
+    return column.replace("", "nan").astype(float)
+
+
+def _bounds(table: DataFrame, organ: str) -> tuple[float, float] | None:
+    """Return between which volumes an organ is usual among the scans; ``None`` if there are too few."""
+    volumes = table.loc[table["organ"] == organ, "ml"]
+    if len(volumes) < LEAST_COHORT:
+        return None
+    low, high = volumes.quantile([0.25, 0.75])
+    return low - FENCE * (high - low), high + FENCE * (high - low)
+
+
+def _reason(row: Any, bounds: tuple[float, float] | None) -> str:
+    """Return what makes an organ of a scan worth a look, ``""`` if nothing does."""
+    unusual = bounds is not None and not bounds[0] <= row["ml"] <= bounds[1]
+    return "; ".join(filter(None, [row["notice"], f"unusual volume of {row['ml']:.1f} ml" if unusual else ""]))
+
+
+def _told(name: Any, rows: DataFrame) -> dict[str, Any]:
+    """Return what the page says of a scan."""
+    lowest = rows["q"].min()
+    return {
+        "name": str(name),
+        "anchor": f"scan-{rows.index[0]}",
+        "reasons": [
+            f"{organ}: {reason}" for organ, reason in zip(rows["organ"], rows["reason"], strict=True) if reason
+        ],
+        "milliliters": {organ: f"{ml:.1f}" for organ, ml in zip(rows["organ"], rows["ml"], strict=True)},
+        "lowest": "" if np.isnan(lowest) else f"{100 * lowest:.0f}",
+        "quality": 1.0 if np.isnan(lowest) else lowest,
+        "pictures": [],
+        "left_out": 0,
+    }
+
+
+def _urgency(scan: Mapping[str, Any]) -> tuple[int, float]:
+    return -len(scan["reasons"]), scan["quality"]
+
+
+def _pictures(
+    scan: Mapping[str, Any], table: DataFrame, organs: Mapping[str, int], images: Mapping[str, str], folder: Path
+) -> tuple[list[Picture], int]:
+    """Draw the organs of a scan, those of the lowest quality if there are many; also count the ones left out."""
+    image, label = _axial(images[scan["name"]]), _axial(folder / f"{scan['name']}.nii.gz")
+    found = set(np.unique(label.numpy()).astype(int))
+    rows = table[(table["scan"] == scan["name"]) & table["organ"].map(lambda name: organs.get(name) in found)]
+    chosen = rows.nsmallest(MOST_ORGANS, "q", keep="first") if len(rows) > MOST_ORGANS else rows
+    colors = _colors(organs)
+    pictures = [
+        Picture(
+            row["organ"],
+            _css(colors[row["organ"]]),
+            _caption(row),
+            _slices(image, label, organs[row["organ"]], colors[row["organ"]]),
+        )
+        for _, row in chosen.iterrows()
+    ]
+    return pictures, len(rows) - len(chosen)
+
+
+def _caption(row: Any) -> str:
+    quality = "" if np.isnan(row["q"]) else f", quality {100 * row['q']:.0f}"
+    return f"{row['ml']:.1f} ml{quality}{'; ' if row['reason'] else ''}{row['reason']}"
+
+
+@cache
+def _loader() -> LoadImage:
+    return LoadImage(reader=ScanReader(), image_only=True)  # looks for all readers there are, once
+
+
+def _axial(path: str | Path) -> MetaTensor:
+    """Load a volume ``(H, W, Z)`` with rows, columns and slices as radiologists look at them."""
+    loaded = _loader()(path)
+    turned = Orientation(axcodes=AXIAL, labels=None)(loaded[None])
+    assert isinstance(turned, MetaTensor)
+    return turned[0]  # type: ignore[return-value]
+
+
+def _slices(image: MetaTensor, label: MetaTensor, organ: int, color: Color) -> list[tuple[int, str]]:
+    """Draw an organ's contour on three of its slices: after a quarter, a half and three quarters of them."""
+    inside = label.numpy() == organ
+    shown = np.flatnonzero(inside.any(axis=(0, 1)))
+    numbers = sorted({int(shown[int(part * (len(shown) - 1))]) for part in (0.25, 0.5, 0.75)})
+    height, width = image.shape[0] * float(image.pixdim[0]), image.shape[1] * float(image.pixdim[1])
+    size = (WIDTH, max(16, round(WIDTH * height / width)))
+    return [(z, _drawn(image[..., z].numpy(), inside[..., z], size, color)) for z in numbers]
+
+
+def _drawn(pixels: np.ndarray, inside: np.ndarray, size: tuple[int, int], color: Color) -> str:
+    """Return a slice with a contour and marks of the patient's sides, as a data URI."""
+    picture = np.asarray(Image.fromarray(to_gray(pixels)).resize(size, Image.Resampling.BILINEAR)).copy()
+    mask = np.asarray(Image.fromarray(inside).resize(size, Image.Resampling.NEAREST))
+    picture[find_boundaries(mask, mode="thick")] = color
+    marked = Image.fromarray(picture)
+    draw = ImageDraw.Draw(marked)
+    font = ImageFont.load_default(size=18)
+    for text, place in (("R", 5), ("L", size[0] - 18)):
+        draw.text((place, 4), text, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+    coded = BytesIO()
+    marked.save(coded, "JPEG", quality=85, subsampling=0)  # a thin contour keeps its color
+    return f"data:image/jpeg;base64,{base64.b64encode(coded.getvalue()).decode()}"
+
+
+def _colors(organs: Mapping[str, int]) -> dict[str, Color]:
+    """Return the colors of the overlays: viewers' usual ones are too much alike for thin contours."""
+    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(organs)}
+
+
+def _css(color: Color) -> str:
+    return f"rgb{color}"

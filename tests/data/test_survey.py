@@ -1,0 +1,82 @@
+"""What is said of a folder before the work: from headers alone, and nothing of it is guessed wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle.data import ScanDataset
+from bundle.data import reader as reading
+from bundle.data.survey import survey
+from tests.data.scans import noise_volume, write_nifti
+
+
+def scan(path: Path, shape: tuple[int, int, int] = (10, 14, 5), z: float = 4.0, lowest: int = 0) -> dict[str, Any]:
+    volume = noise_volume(shape=shape)
+    volume[0, 0, 0] = lowest
+    return {"image": str(write_nifti(path, volume, np.diag([1.5, -2.0, z, 1.0])))}
+
+
+def test_sizes_and_spacings_of_the_folder_are_told(tmp_path: Path) -> None:
+    scans = [scan(tmp_path / "a.nii.gz"), scan(tmp_path / "b.nii", (10, 12, 7), 6.5)]
+    support = [scan(tmp_path / "support/c.nii.gz", lowest=-3)]
+    assert survey(scans, scans[1:], support).lines == [
+        "2 scans: 1 to segment, 1 with a finished mask, 0 unusable",
+        "scans: 10 x 12 x 7 voxels, spacing 1.5 x 2 x 6.5 mm",
+        "1 annotated scan (no CT in HU): 10 x 14 x 5 voxels, spacing 1.5 x 2 x 4 mm",
+    ]
+    assert survey(scans, scans).lines[1] == "scans: 10 x 12 to 14 x 5 to 7 voxels, spacing 1.5 x 2 x 4 to 6.5 mm"
+
+
+def test_an_annotated_ct_is_told_from_its_values(tmp_path: Path) -> None:
+    support = [scan(tmp_path / "a.nii.gz", lowest=-1024)]
+    assert survey(support, support, support).lines[2].startswith("1 annotated scan (CT, values from -1024): 10 x 14")
+
+
+def test_what_is_no_scan_is_told(tmp_path: Path) -> None:
+    only = scan(tmp_path / "images/a.nii.gz")
+    for name in ("notes.txt", "b.txt", "c.pdf", ".hidden"):
+        (tmp_path / "images" / name).touch()
+    found = survey([only], [only], dataset_dir=tmp_path)
+    assert found.lines[-1] == f"left alone in {tmp_path / 'images'}: 2 .txt, 1 .pdf"
+    assert len(found.lines) <= 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"no scan, but more than four bytes", "it does not begin with a NIfTI header"),
+        (None, "there is no such image file"),
+    ],
+)
+def test_a_header_that_is_none_is_named_and_the_others_stay(content: bytes | None, words: str, tmp_path: Path) -> None:
+    good, bad = scan(tmp_path / "good.nii.gz"), {"image": str(tmp_path / "bad.nii.gz")}
+    if content is not None:
+        (tmp_path / "bad.nii.gz").write_bytes(content)
+    found = survey([bad, good], [bad, good])
+    assert found.usable == [good]
+    assert words in found.problems[0]
+    assert found.problems[0].startswith(str(tmp_path / "bad.nii.gz"))
+
+
+def test_voxels_that_are_cut_off_are_noticed_in_the_header_of_a_file_that_is_not_compressed(tmp_path: Path) -> None:
+    cut = scan(tmp_path / "cut.nii")
+    path = Path(cut["image"])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "it declares 10 x 14 x 5 voxels of int16" in survey([cut], [cut]).problems[0]
+
+
+def test_no_voxel_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = [scan(tmp_path / f"{number}.nii.gz") for number in range(3)]
+    monkeypatch.setattr(reading, "read_nifti", lambda _: pytest.fail("voxels are read"))
+    assert survey(scans, scans).usable == scans
+
+
+def test_a_data_set_that_keeps_going_gives_the_problem_in_the_place_of_a_broken_scan(tmp_path: Path) -> None:
+    broken = {"image": str(tmp_path / "gone.nii.gz")}
+    (given,) = [ScanDataset([broken], dict, keep_going=True)[0]]
+    assert given == {"problem": f"{tmp_path / 'gone.nii.gz'}: there is no such image file."}
