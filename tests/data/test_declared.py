@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "no NRRD": ("a.nrrd", "patient 7\n\n", ImageFileError, "does not begin with NRRD"),
     "no sizes": ("a.nrrd", NRRD.replace("sizes: 6 7 8\n", ""), ImageFileError, "has '' instead of whole numbers"),
     "other sizes": ("a.nrrd", NRRD.replace("6 7 8", "6 7"), ImageFileError, "has '6 7' instead of whole numbers"),
-    "a word": ("a.nrrd", NRRD.replace("6 7 8", "6 7 x"), ImageFileError, "has '6 7 x' where whole numbers"),
+    "a word": ("a.nrrd", NRRD.replace("6 7 8", "6 7 x"), ImageFileError, "has '6 7 x' instead of whole numbers"),
     "a size of 0": ("a.nrrd", NRRD.replace("6 7 8", "6 0 8"), ImageFileError, r"declares \[6, 0, 8\] voxels"),
     "a type": ("a.nrrd", NRRD.replace("int16", "block"), ImageFileError, "voxels of type 'block'"),
     "bzip2": (
