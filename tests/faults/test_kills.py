@@ -87,9 +87,9 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return all that a command leaves; pages and logs tell times, events of TensorBoard are a file for each start."""
+    """Return all that a command leaves; pages, logs and tables for readers tell times, events of TensorBoard are a file for each start."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    told = ("log.txt", "report.html")
+    told = ("log.txt", "report.html", "table.md")
     kept = [path for path in found if "tfevents" not in path.name and path.name not in told]
     return {str(path.relative_to(folder)): content(path) for path in kept}
 
