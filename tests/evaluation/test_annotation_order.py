@@ -186,7 +186,7 @@ def test_a_wrong_option_is_reported_before_any_work(
 
 def test_a_missing_device_is_reported(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for device, message in (("cuda:0", "device cuda:0 is not there"), ("cpux", "device must be a name")):
+    for device, message in (("cuda:0", "device cuda:0 does not exist"), ("cpux", "device must be a name")):
         with pytest.raises(ValueError, match=message):
             annotation_order(str(study), str(tmp_path / "order"), annotated=2, device=device)
 
