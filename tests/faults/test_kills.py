@@ -87,7 +87,7 @@ def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return all that a command leaves, without what holds times: pages, logs, tables for readers, TensorBoard's events."""
+    """Return all that a command leaves but what holds times: pages, logs, readable tables, TensorBoard events."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     told = ("log.txt", "report.html", "table.md")
     kept = [path for path in found if "tfevents" not in path.name and path.name not in told]
