@@ -79,4 +79,4 @@ def test_no_voxel_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_data_set_that_keeps_going_gives_the_problem_in_the_place_of_a_broken_scan(tmp_path: Path) -> None:
     broken = {"image": str(tmp_path / "gone.nii.gz")}
     (given,) = [ScanDataset([broken], dict, keep_going=True)[0]]
-    assert given == {"problem": f"{tmp_path / 'gone.nii.gz'}: there is no such image file."}
+    assert given == {"problem": f"{tmp_path / 'gone.nii.gz'}: there is no such image file. Check the path."}

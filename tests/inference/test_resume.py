@@ -200,8 +200,8 @@ def test_another_support_makes_all_masks_anew_and_says_so(tmp_path: Path, capsys
     assert Resumption(**runs, files={"support": [one]}, resume=True).pending == []
     assert Resumption(**runs, files={"support": [one, two]}, resume=True).pending == runs["scans"]
     assert capsys.readouterr().out.splitlines() == [
-        "resumed: 1 of 1 masks are there already",
-        "resumed: the annotated scans changed, so every mask is made anew: 1",
+        "resumed: 1 of 1 masks are already finished",
+        "resumed: the annotated scans changed, so all 1 masks are made again",
     ]
 
 
@@ -225,7 +225,7 @@ def test_a_network_is_its_weights_and_its_settings(tmp_path: Path) -> None:
     begun(tmp_path, settings={"network": ALPNet(Tiny())}).record()
     begun(tmp_path, resume=True, settings={"network": ALPNet(Tiny()).eval()})
     for other, name in ((Tiny(weight=1.5), "weight"), (Tiny(layers=(1, 3)), "layers")):
-        with pytest.raises(ValueError, match=rf"something else: network::encoder::{name} was"):
+        with pytest.raises(ValueError, match=rf"other settings: network::encoder::{name} was"):
             begun(tmp_path, resume=True, settings={"network": ALPNet(other)})
 
 

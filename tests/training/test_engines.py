@@ -91,7 +91,7 @@ def test_a_resumed_training_repeats_the_evaluation_at_which_it_may_have_been_sto
 
 def test_without_annotated_scans_it_is_said_that_there_is_no_dice(capsys: pytest.CaptureFixture[str]) -> None:
     train(Validator(scans=0), epochs=1)
-    assert "no annotated scan besides the support" in capsys.readouterr().out
+    assert "besides the support, there is no annotated scan" in capsys.readouterr().out
 
 
 class Scans(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -139,7 +139,7 @@ def test_a_scan_that_cannot_be_read_is_passed_over_and_told_at_the_end(
     assert seen.count([]) == 1, "handlers see that there was no scan"
     assert "cannot use b.nii.gz: the file is empty." in caplog.text
     with pytest.raises(
-        ScanError, match=r"2 scans could not be used, all others are done:\n  a: gone\.\n  b\.nii\.gz: the"
+        ScanError, match=r"2 scans could not be used; all others are finished:\n  a: gone\.\n  b\.nii\.gz: the"
     ):
         made.report_problems(["a: gone."])
 
