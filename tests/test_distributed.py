@@ -94,7 +94,10 @@ def test_a_batch_is_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.own_batch(5) == 5
     become(monkeypatch, 1, 4)
     assert distributed.own_batch(8) == 2
-    with pytest.raises(ValueError, match=r"batch_size 5 is of all processes .* multiple of their number, 4.* to 8"):
+    with pytest.raises(
+        ValueError,
+        match=r"of all processes together and must be a multiple of their number, 4, got 5\. Set batch_size to 8",
+    ):
         distributed.own_batch(5)
 
 

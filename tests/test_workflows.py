@@ -331,7 +331,7 @@ def test_inference_finds_what_training_evaluated(trained: Path, tmp_path: Path) 
 
 def test_inference_finds_what_the_preset_for_one_annotated_scan_evaluates(trained: Path, tmp_path: Path) -> None:
     keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")}
-    workflow(INFER, tmp_path / "one", **keys, **support_of(trained)).run()
+    workflow(INFER, tmp_path / "one", annotated="all", **keys, **support_of(trained)).run()
     files = [*TRAIN, str(CONFIGS / "evaluate.yaml"), str(CONFIGS / "preset_annotate_one.yaml")]
     workflow(files, tmp_path / "other", **keys).run()
     assert_equal_masks(tmp_path / "one", tmp_path / "other")
@@ -380,7 +380,7 @@ def test_a_file_of_prototypes_stands_for_the_annotated_scan(trained: Path, tmp_p
 def test_scans_are_ranked_for_annotation_first_without_and_then_with_an_annotated_one(
     trained: Path, tmp_path: Path
 ) -> None:
-    keys = {"dataset_dir": str(trained / "phantom"), "checkpoint": str(trained / "model.pt")}
+    keys = {"dataset_dir": str(trained / "phantom" / "images"), "checkpoint": str(trained / "model.pt")}
     lines = {}
     for name, support in (("first", {}), ("next", support_of(trained))):
         words = [f"--{key}={value}" for key, value in (keys | support | {"output_dir": str(tmp_path / name)}).items()]
@@ -425,7 +425,7 @@ def test_inference_refuses_bad_input(change: dict[str, Any], message: str, train
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
         ({"shots": 0}, "shots must be a whole number of support views"),
         ({"network_def#foreground#window": 0}, "window must be a whole number"),
-        ({"network_def#background#min_coverage": 1.5}, r"min_coverage must be in \[0, 1\)"),
+        ({"network_def#background#min_coverage": 1.5}, r"min_coverage, a share of the cell, must be in \[0, 1\)"),
         ({"body_threshold": 1e6}, "no slice of the 2 scans has a superpixel"),
         ({"network_def#encoder#weights": "none.pth"}, "no weights at none.pth"),
         ({"fold": 7}, "5 folds need at least as many annotated scans"),

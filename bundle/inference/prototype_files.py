@@ -77,6 +77,17 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
+def check_files(files: str | Path | Sequence[str | Path] | None) -> None:
+    """Raise if one of some files of prototypes does not exist: a command checks them before any work.
+
+    Raises:
+        FileNotFoundError: With the name of the first that is missing.
+    """
+    for path in [files] if isinstance(files, str | Path) else files or []:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file of prototypes {path}. Make it with `python -m bundle encoding`.")
+
+
 def read_prototypes(
     path: str | Path, device: torch.device | str = "cpu"
 ) -> tuple[list[dict[str, Tensor]], PrototypeRecord]:
@@ -86,9 +97,8 @@ def read_prototypes(
         FileNotFoundError: If there is no such file.
         ValueError: If it is no file of prototypes, has another format, or is damaged.
     """
+    check_files(path)
     path = _checked(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of prototypes {path}. Make it with `python -m bundle encoding`.")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get("record", "{}")

@@ -280,7 +280,10 @@ def test_a_part_of_the_config_that_does_not_exist_is_reported() -> None:
 
 def test_a_wrong_value_in_a_config_is_reported_by_its_component() -> None:
     error = failed({"_target_": "bundle.inference.matching.SliceMatching", "slices": 0})
-    assert sentence_of(error) == "slices, grid and annotated_slices must be at least 1, got {'slices': 0}."
+    assert (
+        sentence_of(error)
+        == "slices, grid and annotated_slices must be at least 1, got {'slices': 0}. null takes all slices."
+    )
 
 
 def broken_inside() -> None:

@@ -85,7 +85,7 @@ def test_a_pickle_in_place_of_a_checkpoint_does_not_run(study: Path, warm: Warm,
     words = ["--configs", "smoke", "--dataset_dir", study / "phantom", "--output_dir", tmp_path / "out"]
     code, log = warm.said("training", *words, "--resume", "true")
     assert code == 1
-    assert "last.pt cannot be read as a file of PyTorch" in log
+    assert "last.pt cannot be read as a PyTorch file" in log
     assert not evil.folder.exists()
 
 

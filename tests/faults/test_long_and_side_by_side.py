@@ -116,6 +116,6 @@ def test_of_two_commands_in_one_folder_one_is_done_and_one_is_told(kind: str, wa
     assert sorted([warm.wait(first), warm.wait(other)]) == [0, 1]
     log = warm.log.read_text(encoding="utf-8")
     assert log.count("error: ") == 1
-    assert f"another command works in {tmp_path / 'out'}, and results must not be mixed. Wait for it" in log
+    assert f"another command is writing to {tmp_path / 'out'}, and results must not be mixed. Wait until it ends" in log
     assert "Traceback" not in log
     assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []

@@ -176,7 +176,7 @@ def test_a_window_that_is_no_positive_whole_number_is_refused(pooling: type[nn.M
 @pytest.mark.parametrize("pooling", [LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes])
 @pytest.mark.parametrize("min_coverage", [-0.1, 1.0, 1.5])
 def test_a_coverage_out_of_range_is_refused(pooling: type[nn.Module], min_coverage: float) -> None:
-    with pytest.raises(ValueError, match=r"min_coverage must be in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"min_coverage, a share of the cell, must be in \[0, 1\)"):
         pooling(min_coverage=min_coverage)
 
 

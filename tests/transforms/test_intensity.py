@@ -163,7 +163,7 @@ def test_statistics_that_no_training_wrote_are_missed_in_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert statistics_file("training_set", tmp_path / "model.pt", needed=False) is None
-    assert "each scan is standardized by its own mean and deviation" in caplog.text
+    assert "each scan is standardized by its own mean and standard deviation" in caplog.text
     (tmp_path / "intensity.json").write_text("{}")
     assert statistics_file("training_set", tmp_path / "model.pt", needed=False) == str(tmp_path / "intensity.json")
 
