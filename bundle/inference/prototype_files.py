@@ -97,8 +97,8 @@ def read_prototypes(
         FileNotFoundError: If there is no such file.
         ValueError: If it is no file of prototypes, has another format, or is damaged.
     """
-    check_files(path)
     path = _checked(path)
+    check_files(path)
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get("record", "{}")

@@ -178,7 +178,7 @@ def evaluated(output: Path) -> tuple[Any, ...]:
 
 
 def page(output: Path) -> str:
-    """Return the report without numbers of one decimal, seconds among them; ``evaluated`` compares what they come from."""
+    """Return the report without numbers of one decimal, such as seconds; ``evaluated`` compares their sources."""
     return re.sub(r"<td>\d+\.\d</td>", "", (output / "report.html").read_text(encoding="utf-8"))
 
 
