@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -106,16 +105,6 @@ class PrototypeFolder:
     ) -> None:
         self.read = read
         self.write = write
-        self._hashes: dict[str, tuple[tuple[int, int], str]] = {}
-
-    def hash_of(self, file: str) -> str:
-        """Return a hash of a file's content; it is computed again when the file's size or time changes."""
-        status = os.stat(file)
-        stamp = (status.st_mtime_ns, status.st_size)
-        if file not in self._hashes or self._hashes[file][0] != stamp:
-            with open(file, "rb") as content:
-                self._hashes[file] = (stamp, hashlib.file_digest(content, "sha256").hexdigest())
-        return self._hashes[file][1]
 
     def get(
         self,

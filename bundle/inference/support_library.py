@@ -30,7 +30,7 @@ from bundle.inference.prototype_files import (
 from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.keys import IMAGE, LABEL, ORGAN_NAMES
 from bundle.networks.alpnet import ALPNet, PrototypeHead
-from bundle.provenance import describe, fingerprint
+from bundle.provenance import content_hash, describe, fingerprint
 from bundle.transforms.annotated import (
     IGNORED,
     Annotated,
@@ -235,7 +235,7 @@ class SupportLibrary:
         settings = {"ids": files.get("ids"), "annotated": annotated, "ignore_value": self.ignore_value}
 
         def made_with() -> dict[str, Any]:
-            hashes = {key: self._folder.hash_of(path) for key, path in paths.items()}
+            hashes = {key: content_hash(path) for key, path in paths.items()}
             return {**self._made_with(network), **hashes, **settings, "device": str(device)}
 
         def encode() -> AnnotatedScan:

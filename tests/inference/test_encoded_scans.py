@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +138,3 @@ def test_nothing_is_written_without_a_folder_or_the_package_or_an_organ(
     made = AnnotatedScan(EncodedScan([], torch.zeros(0, 1)), taken=taken) if without == "organ" else known_scan()
     assert fetch(None if without == "folder" else tmp_path, Maker(made)) is made
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_files_hash_follows_its_content(tmp_path: Path) -> None:
-    folder, file = folder_of_a_new_server(), tmp_path / "a"
-    file.write_bytes(b"one")
-    before = folder.hash_of(str(file))
-    os.utime(file, ns=(1, 1))
-    assert folder.hash_of(str(file)) == before
-    file.write_bytes(b"two")
-    assert folder.hash_of(str(file)) != before

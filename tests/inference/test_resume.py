@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_it_is_recorded_what_masks_are_made_with(tmp_path: Path) -> None:
     made_with = json.loads((tmp_path / "masks" / "made_with.json").read_text())
     digest = "9a129038d9a00aed"  # sha256sum
     versions = made_with.pop("versions")
-    assert versions["torch"] == torch.__version__
+    assert versions["torch"] == importlib.metadata.version("torch")
     assert made_with == {
         "spacing": "fit",
         "slice_size": [64, 64],
