@@ -101,6 +101,7 @@ def test_two_writers_of_one_file_never_show_a_torn_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["inference", "training"])
 def test_of_two_commands_in_one_folder_one_is_done_and_one_is_told(kind: str, warm: Warm, tmp_path: Path) -> None:
+    warm.log.unlink(missing_ok=True)
     words = many(tmp_path, 8)
     if kind == "training":
         words = [
