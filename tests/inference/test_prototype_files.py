@@ -118,7 +118,7 @@ def test_what_differs_is_named_with_both_values() -> None:
     refuse_other_making("p", record, {"encoder": "a", "preprocessing": {"size": (2, 2)}})
     with pytest.raises(
         ValueError,
-        match=r"made with another preprocessing: preprocessing::size was \[2, 2\], is \[2, 3\]\. Set it",
+        match=r"made with another preprocessing: preprocessing::size was \[2, 2\], is \[2, 3\]\. Set it back",
     ):
         refuse_other_making("p", record, {"encoder": "a", "preprocessing": {"size": (2, 3)}})
     with pytest.raises(ValueError, match="made with another pooling: pooling was null, is 'c'"):

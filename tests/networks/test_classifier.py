@@ -105,7 +105,7 @@ class TestEveryClassifier:
 
     @pytest.mark.parametrize("scale", [0.0, -20.0])
     def test_a_scale_that_is_not_positive_is_refused(self, classifier: type[CosineClassifier], scale: float) -> None:
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match="scale, the factor of the cosine, must be positive"):
             classifier(scale=scale)
 
 

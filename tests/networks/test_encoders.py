@@ -126,7 +126,7 @@ def test_weights_of_the_wrong_architecture_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_state_dictionary_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="must hold a dictionary of tensors"):
+    with pytest.raises(ValueError, match="must hold a dictionary of tensors, got list"):
         ResNetEncoder(18, weights=tmp_path / "weights.pth")
 
 

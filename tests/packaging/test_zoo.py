@@ -58,7 +58,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
 def test_the_metric_of_the_metadata_is_that_of_the_documents() -> None:
     metadata = json.loads((ROOT / "metadata.json").read_text(encoding="utf-8"))
     text = re.sub(r"\s+", " ", (ROOT / "models" / "README.md").read_text(encoding="utf-8"))
-    assert f"{metadata['eval_metrics']['mean_dice']} (`configs/inference.yaml`)" in text
+    assert f"whole volumes: {metadata['eval_metrics']['mean_dice']} (`configs/inference.yaml`)" in text
 
 
 @pytest.mark.parametrize("kind", ["train", "inference"])
