@@ -171,6 +171,12 @@ def read_csv(path: Path) -> list[list[str]]:
         return [[cell[1:] if _QUOTED.match(cell) else cell for cell in row] for row in csv.reader(file)]
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file for people and ``read_json``; see ``written_whole``."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def read_json(path: Path, advice: str, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Return the mapping that a JSON file holds.
 

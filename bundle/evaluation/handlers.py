@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
 from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
-from bundle.files import read_csv, read_json, safe_name, write_csv, written_whole
+from bundle.files import read_csv, read_json, safe_name, write_csv, write_json
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
@@ -201,8 +200,7 @@ class SaveMasks:
 
     def _keep(self, name: str, doubts: Mapping[str, list[str]]) -> None:
         """Write quality and notices to a file, for the table of a resumed inference."""
-        with written_whole(self._doubts_path(name)) as unfinished:
-            unfinished.write_text(json.dumps(doubts, indent=2) + "\n", encoding="utf-8")
+        write_json(self._doubts_path(name), doubts)
 
     def _kept(self, name: str) -> dict[str, list[str]]:
         path = self._doubts_path(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bundle.inference import prototype_files
 from bundle.inference.organ_shapes import Shapes
+from bundle.provenance import digest
 from bundle.transforms.annotated import AnnotatedSlices
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class PrototypeFolder:
         if folder is None or prototype_files.safetensors is None:
             return make()
         made_from = json.loads(json.dumps(made_with()))
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        key = digest(made_from)
         path = Path(folder) / f"{name}-{key}.safetensors"
         found = self._found(path, made_from)
         if found is None:

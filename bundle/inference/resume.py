@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.scans import scan_name
-from bundle.files import read_json, written_whole
+from bundle.files import read_json, write_json
 from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
 
 logger = logging.getLogger(__name__)
@@ -81,8 +80,7 @@ class Resumption:
     def record(self) -> None:
         """Write the record of what the masks are made with; the first process does it for all."""
         if distributed.is_first():
-            with written_whole(self.path) as unfinished:
-                unfinished.write_text(json.dumps(self.made_with, indent=2) + "\n", encoding="utf-8")
+            write_json(self.path, self.made_with)
 
     def _summary(self, scans: int) -> str:
         if self._support_changed:

@@ -88,6 +88,7 @@ class SupportLibrary:
         self.ignore_value = ignore_value
         self._scans: list[Mapping[str, Any]] = []
         self._records: list[PrototypeRecord] = []
+        self._names: dict[str, int] = {}
         self._encoded = EncodedScans()
         self._folder = PrototypeFolder(self._read_kept, self._write_kept)
         self._encoded_with: Hashable = None
@@ -108,6 +109,11 @@ class SupportLibrary:
         """Return the names and ids of the organs; an organ without a name is called ``organ_<id>``."""
         if self.organs is not None:
             return dict(self.organs)
+        if not self._names:  # asked for several times per query, and unique values of a volume take long
+            self._names = self._found_names()
+        return dict(self._names)
+
+    def _found_names(self) -> dict[str, int]:
         shown = {organ for scan in self.scans() for organ in organs_of(plain(scan[LABEL]))}
         named = names_of_labels([getattr(scan[LABEL], "meta", {}).get(ORGAN_NAMES, {}) for scan in self.scans()], shown)
         return common_names([named, *(record.organs for record in self._file_records())], sorted(shown))
