@@ -36,9 +36,7 @@ VERBS: Verbs = {
         {"": "annotation_order"},
     ),
     "drawn_slices": Commands(
-        "compare labels on few slices with labels on many",
-        "bundle.evaluation.drawn_slices",
-        {"": "drawn_slices"},
+        "compare labels on few slices with labels on many", "bundle.evaluation.drawn_slices", {"": "drawn_slices"}
     ),
     "prepare": Commands(
         "convert downloads to the layout that the configs read",

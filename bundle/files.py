@@ -20,18 +20,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+# Prefix of the names of unfinished files and folders.
 UNFINISHED = ".tmp-"
-"""Prefix of the names of unfinished files and folders."""
 
+# Seconds after which an unfinished file or folder counts as abandoned; writing one takes seconds.
 ABANDONED_AFTER = 24 * 3600
-"""Seconds after which an unfinished file or folder counts as abandoned; writing one takes seconds."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
+# Folders that this process has locked until it ends.
 _held: dict[Path, ExitStack] = {}
-"""Folders that this process has locked until it ends."""
 
 
 class WriteError(ValueError):

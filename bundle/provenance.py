@@ -25,31 +25,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle.distributed import available_cores
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bundle.distributed import available_cores
-
+# Packages whose versions can change a result.
 LIBRARIES = ("monai", "torch", "scikit-image", "scipy", "numpy", "nibabel")
-"""Packages whose versions can change a result."""
 
+# Hexadecimal digits of the hashes in records.
 SHORT = 16
-"""Hexadecimal digits of the hashes in records."""
 
+# Changes that a message lists; the others are only counted.
 MOST_CHANGES = 6
-"""Changes that a message lists; the others are only counted."""
 
+# A seed from here on was drawn by NumPy itself (128 bits).
 DRAWN_SEED = 1 << 64
-"""A seed from here on was drawn by NumPy itself (128 bits)."""
 
 PLAIN = (bool, int, float, str, type(None))
 CODE = (types.FunctionType, types.BuiltinFunctionType, type)
 CONSTANTS = (*PLAIN, *CODE, Path, list, tuple, dict, set, frozenset, np.ndarray, Tensor, functools.partial)
 INSTALLED = {"site-packages", "dist-packages"}
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+# Attributes that every module has and that are not settings.
 INTERNAL = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every module has and that are not settings."""
 
 
 def describe(thing: Any, code: bool = True, weights: bool = True) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Subfolder of an installed package with ``configs/`` and ``models/``; a checkout has them next to the package.
 INSTALLED = "shipped"
-"""Subfolder of an installed package with ``configs/`` and ``models/``; a checkout has them next to the package."""
 
 
 def bundle_root() -> Path:

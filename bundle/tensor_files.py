@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bundle.files import written_whole
 
 
@@ -54,8 +53,8 @@ def read_tensors(path: Path, advice: str) -> dict[str, Any]:
     return dict(state)
 
 
+# What zipfile and pickle raise over invalid bytes, besides what they document.
 DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError, TypeError, OSError)
-"""What zipfile and pickle raise over invalid bytes, besides what they document."""
 
 
 def _looks(path: Path, error: Exception) -> str:

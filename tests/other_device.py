@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+# No other accelerator: PyTorch's own checks let this name through where there is none.
 DEVICE = torch.device("mps:0")
-"""No other accelerator: PyTorch's own checks let this name through where there is none."""
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import ignite.distributed as idist
 import pytest
-from ignite.engine import Engine, Events
-
 from bundle import distributed
+from ignite.engine import Engine, Events
 
 
 def become(

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from bundle import distributed
 from bundle.data import EpisodeDataset, EpisodeSampler, usable_scans
 from bundle.data.cache import cached_scans
 from tests.data.scans import StoredScan, write_arrays
 from tests.processes import become
+from torch import nn
 
 
 @pytest.mark.parametrize(("rank", "share"), [(0, [0, 3, 6]), (1, [1, 4]), (2, [2, 5])])
@@ -95,8 +94,7 @@ def test_a_batch_is_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     become(monkeypatch, 1, 4)
     assert distributed.own_batch(8) == 2
     with pytest.raises(
-        ValueError,
-        match=r"of all processes together and must be a multiple of their number, 4, got 5\. .* to 8",
+        ValueError, match=r"of all processes together and must be a multiple of their number, 4, got 5\. .* to 8"
     ):
         distributed.own_batch(5)
 

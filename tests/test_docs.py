@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
 from bundle.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]

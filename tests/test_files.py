@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bundle.files import (
     WriteError,
     alone_in,

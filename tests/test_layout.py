@@ -8,11 +8,10 @@ import json
 import re
 from pathlib import Path
 
+import bundle
 import pytest
 import yaml
 from packaging.requirements import Requirement
-
-import bundle
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bundle"

@@ -12,8 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.data.loading import ScanError
 from bundle.inference.matching import SliceMatching
 from bundle.monai_label import (
@@ -32,6 +30,7 @@ from bundle.monai_label.datastore import submitted_annotations
 from bundle.monai_label.organs import is_default_name, known_organs, merged_entries, organ_name, with_new_entries
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
 from bundle.transforms import AssessScoresd
+from monai.data import MetaTensor
 
 
 def write(path: Path, volume: np.ndarray) -> Path:

@@ -11,13 +11,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.annotation_order import Annotator, simulate
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from tests.other_device import DEVICE, other_device
 
 

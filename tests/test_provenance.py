@@ -16,9 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, LoadImaged
-from torch import nn
-
 from bundle import provenance
 from bundle.data import EpisodeDataset
 from bundle.networks import ALPNet, ForegroundPrototypes, ResNetEncoder
@@ -35,7 +32,9 @@ from bundle.provenance import (
 )
 from bundle.training.checkpoints import Checkpoints
 from bundle.transforms import ClipTopd
+from monai.transforms import Compose, LoadImaged
 from tests.data.scans import StoredScan
+from torch import nn
 
 SEGMENTER = """
 import numpy as np

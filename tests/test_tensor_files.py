@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from bundle import tensor_files
 from bundle.networks import ALPNet, load_network
 from bundle.tensor_files import read_tensors, write_tensors

@@ -16,11 +16,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-from PIL import Image
-
 from bundle.command_line.command import check_command
 from bundle.evaluation.cases import read_cases
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bundle.benchmark import inference, memory, startup, superpixels, training
 from bundle.benchmark.inference import ENCODERS, MATCHINGS, refuse_unknown
 from bundle.benchmark.output import about, write_results

@@ -12,8 +12,6 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.benchmark.timing import side_by_side
@@ -24,22 +22,23 @@ from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, PrototypeHead, ResNetEncoder, load_network
 from bundle.networks.encoders import Depth, Stage
 from bundle.transforms.slices import chunks_by_position, organ_slices, organs_of, support_slices, to_network
+from torch import Tensor
 
 Scan = Mapping[str, Tensor]
 
+# Depth and last stage by name; ``resnet101`` is the paper's.
 ENCODERS: dict[str, tuple[Depth, Stage]] = {
     "resnet18": (18, "layer3"),
     "resnet34": (34, "layer3"),
     "resnet50": (50, "layer4"),
     "resnet101": (101, "layer4"),
 }
-"""Depth and last stage by name; ``resnet101`` is the paper's."""
 
+# The override that sets the matching and the head.
 MATCHINGS = {"paper": "preset_paper.yaml", "annotate_one": "preset_annotate_one.yaml"}
-"""The override that sets the matching and the head."""
 
+# Slices per batch, for this bundle and for the encoder alone.
 SLICE_BATCH = 8
-"""Slices per batch, for this bundle and for the encoder alone."""
 
 CHUNKS = 3
 

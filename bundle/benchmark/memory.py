@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from tqdm import tqdm
-
 from bundle.benchmark.children import forget_peak, peak_megabytes, run_child
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan
 from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
+from monai.data import MetaTensor
+from tqdm import tqdm
 
 
 def measure(

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-
 from bundle.benchmark.plot import figure_of
 from bundle.benchmark.results import Result, long_form, markdown
 from bundle.command_line.words import typed_command

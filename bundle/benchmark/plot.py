@@ -6,28 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bundle.benchmark.results import Result
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bundle.benchmark.results import Result
-
-AXES = {
-    "organs": "organs",
-    "support_scans": "annotated scans",
-    "slices": "slices of the scan",
-    "encoder": "encoder",
-}
-"""Columns of cases that may be the x-axis of a panel, and their axis labels."""
+# Columns of cases that may be the x-axis of a panel, and their axis labels.
+AXES = {"organs": "organs", "support_scans": "annotated scans", "slices": "slices of the scan", "encoder": "encoder"}
 
 PANELS_A_ROW = 3
 
 PEAK, BEFORE = "MB at the peak", "MB after the imports"
 
 # From the palette of Okabe and Ito, which color-blind readers can distinguish; the markers differ, too.
-_OURS = {
-    "paper": {"color": "#0072b2", "marker": "o"},
-    "annotate_one": {"color": "#009e73", "marker": "s"},
-}
+_OURS = {"paper": {"color": "#0072b2", "marker": "o"}, "annotate_one": {"color": "#009e73", "marker": "s"}}
 _NAIVE = {"color": "#d55e00", "marker": "^", "label": "original evaluation (naive)"}
 _ALONE = {"color": "#666666", "marker": "x", "linestyle": "--", "label": "encoder alone"}
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bundle.evaluation import scores as evaluation
 from pandas import DataFrame
 
-from bundle.evaluation import scores as evaluation
-
+# Columns that distinguish one case from another.
 CASE_COLUMNS = ("encoder", "organs", "support_scans", "slices", "matching", "prototypes", "batch_size", "workflow")
-"""Columns that distinguish one case from another."""
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from tqdm import tqdm
-
 from bundle.benchmark.children import run_child
 from bundle.benchmark.results import Result
 from bundle.benchmark.synthetic import blob_scan, write_scan
 from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
+from tqdm import tqdm
 
+# The slowest and the fastest way to start, with the module that each imports first.
 WORKFLOWS = {
     "python -m monai.bundle, annotated scan": {"module": "monai.bundle"},
     "python -m bundle, its prototypes": {"module": "bundle.command_line.quick_monai"},
 }
-"""The slowest and the fastest way to start, with the module that each imports first."""
 
 
 def measure(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from skimage.segmentation import felzenszwalb
-
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import side_by_side
 from bundle.command_line.checks import check_positive_integers
@@ -18,15 +16,11 @@ from bundle.data import list_scans
 from bundle.data.cache import cached_scans
 from bundle.data.phantoms import write_phantoms
 from bundle.keys import IMAGE
+from skimage.segmentation import felzenszwalb
 
 
 def measure(
-    dataset_dir: str | None = None,
-    scans: int = 4,
-    slices: int = 12,
-    size: int = 256,
-    repeats: int = 3,
-    seed: int = 0,
+    dataset_dir: str | None = None, scans: int = 4, slices: int = 12, size: int = 256, repeats: int = 3, seed: int = 0
 ) -> Result:
     """Measure one and two processes that fill an empty cache, and Felzenszwalb's method on the same slices.
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Share of the slices at either end of a scan that shows no organ.
 EMPTY = 0.1
-"""Share of the slices at either end of a scan that shows no organ."""
 
 
 def blob_scan(size: int, slices: int, organs: int, seed: int) -> dict[str, Tensor]:

@@ -9,19 +9,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from bundle.benchmark.inference import ENCODERS, build_network, refuse_unknown
 from bundle.benchmark.results import Result
 from bundle.benchmark.timing import seconds_of
 from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.configs import parsed
 from bundle.keys import IMAGE, SUPPORT_IMAGE
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from tqdm import tqdm
 
+# Steps after a pause that are not counted: their batches were loaded during the pause.
 PREFETCHED = 3
-"""Steps after a pause that are not counted: their batches were loaded during the pause."""
 
 
 class StepClock:

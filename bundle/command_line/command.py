@@ -19,6 +19,7 @@ from bundle.command_line.errors import is_command
 from bundle.command_line.values import check_literals, check_values, is_expression
 from bundle.command_line.words import nearest, read_words
 
+# Options of ``monai.bundle run`` itself.
 RUN_ARGUMENTS = {
     "run_id",
     "init_id",
@@ -33,7 +34,6 @@ RUN_ARGUMENTS = {
     "properties_path",
     "help",
 }
-"""Options of ``monai.bundle run`` itself."""
 
 TOP = "See the top of the config file for its keys."
 

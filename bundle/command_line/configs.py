@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 from bundle.root import bundle_root
 
+# The bundle's folder, which holds ``configs/``.
 ROOT = bundle_root()
-"""The bundle's folder, which holds ``configs/``."""
 
 
 def config_path(name: str) -> Path:

@@ -14,12 +14,12 @@ from types import TracebackType
 
 from bundle.files import FULL, advice
 
+# Errors that the bundle raises for a user's input.
 EXPLAINED_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
-"""Errors that the bundle raises for a user's input."""
 
 STOPPED = "stopped by Ctrl-C. Finished work is kept; rerun the command to do the rest."
+# Exit code of a command that was stopped by Ctrl-C, as in shells.
 INTERRUPTED = 130
-"""Exit code of a command that was stopped by Ctrl-C, as in shells."""
 
 
 def explain_errors() -> None:

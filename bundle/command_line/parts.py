@@ -10,16 +10,15 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+from bundle.command_line.configs import read_config
+from bundle.command_line.values import KINDS, is_expression
+from bundle.command_line.words import nearest
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.utils import merge_kv
 
-from bundle.command_line.configs import read_config
-from bundle.command_line.values import KINDS, is_expression
-from bundle.command_line.words import nearest
-
+# Mappings whose keys the user chooses.
 FREE = ("organs", "groups", "published")
-"""Mappings whose keys the user chooses."""
 
 
 def merged(files: Sequence[Path], keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,7 @@ AXES = Kind(
     lambda value: _is_text(value) and len(value) == 3 and all(set(pair) & set(value) for pair in ("LR", "PA", "SI")),
 )
 
+# Key -> its kind. Other keys are free, or checked where they are used.
 KINDS: dict[str, Kind] = {
     # data
     "dataset_dir": PATH.or_null(),
@@ -176,7 +177,6 @@ KINDS: dict[str, Kind] = {
     "slice_batch": COUNT,
     "support_roots": PATHS,
 }
-"""Key -> its kind. Other keys are free, or checked where they are used."""
 
 
 def check_values(**values: Any) -> None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 import fire
-
 from bundle.command_line.values import refuse_bare
 
 
@@ -36,8 +35,8 @@ class Words:
     bare: frozenset[str]
 
 
+# Values of YAML that Fire reads as texts.
 YAML = {"null": None, "true": True, "false": False}
-"""Values of YAML that Fire reads as texts."""
 
 
 def read_words(words: Sequence[str], texts: bool = False) -> Words:

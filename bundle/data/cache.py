@@ -21,25 +21,24 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
-
 from bundle import distributed
 from bundle.data.loading import Scan, ScanError, read_scan
 from bundle.files import remove_abandoned, unfinished_prefix
 from bundle.keys import IMAGE, SUPERPIXELS
 from bundle.provenance import content_hash, describe, digest, library_versions
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+# Raise it when the content of an entry changes its meaning.
 FORMAT = 2
-"""Raise it when the content of an entry changes its meaning."""
 
 
 class CacheError(ValueError):
     """A cache folder that cannot be used; the message names the folder, the reason and the remedy."""
 
 
+# The name of an entry, and the error that prevented it, if any.
 _Made = tuple[str, ValueError | None]
-"""The name of an entry, and the error that prevented it, if any."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,7 @@ class CachedScan:
 
 
 def cached_scans(
-    scans: Sequence[Scan],
-    transform: Callable[[Any], Any],
-    cache_dir: str | Path,
-    num_workers: int | None = None,
+    scans: Sequence[Scan], transform: Callable[[Any], Any], cache_dir: str | Path, num_workers: int | None = None
 ) -> list[CachedScan]:
     """Return the slices of all scans, computing those that are not in the cache.
 

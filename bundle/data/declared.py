@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from bundle.data.nifti import BLOCK, DEFLATE_LIMIT
 from nibabel.filebasedimages import ImageFileError
 
-from bundle.data.nifti import BLOCK, DEFLATE_LIMIT
-
+# Largest size of a header, bytes.
 HEADER_LIMIT = 1 << 20
-"""Largest size of a header, bytes."""
 
+# Most dimensions of a file that is passed to ITK.
 MOST_DIMENSIONS = 5
-"""Most dimensions of a file that is passed to ITK."""
 
 NRRD_BYTES = {
     1: "signed char|int8|int8_t|uchar|unsigned char|uint8|uint8_t",

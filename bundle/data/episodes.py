@@ -14,9 +14,6 @@ from typing import Any, Literal
 import ignite.distributed as idist
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
-
 from bundle import distributed
 from bundle.data.cache import CachedScan, cached_scans
 from bundle.data.exclusion import SliceExclusion
@@ -25,15 +22,17 @@ from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.provenance import file_records
 from bundle.transforms.augmentation import Augmentation
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
 
 IdRule = Literal["present", "reference"]
 Statistics = Literal["volume", "training_set"]
 
+# A slice and a mask, each ``(H, W)``.
 View = tuple[np.ndarray, np.ndarray]
-"""A slice and a mask, each ``(H, W)``."""
 
+# Draws for an episode before it fails; a hundred in a row fail only if hardly any superpixel is usable.
 ATTEMPTS = 100
-"""Draws for an episode before it fails; a hundred in a row fail only if hardly any superpixel is usable."""
 
 
 class EpisodeDataset(Dataset[dict[str, Tensor]]):

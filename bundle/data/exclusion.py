@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-
 from bundle.data.loading import Scan, read_scan
 from bundle.keys import IMAGE, LABEL
 from bundle.provenance import file_records

@@ -10,23 +10,23 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 
+# The header of NIfTI-1, or of NIfTI-2, which nibabel derives from it.
 Header = nibabel.Nifti1Header
-"""The header of NIfTI-1, or of NIfTI-2, which nibabel derives from it."""
 
+# Largest relative difference between the voxel sizes of ``sform`` and ``pixdim``; writers round either of them.
 TOLERANCE = 0.01
-"""Largest relative difference between the voxel sizes of ``sform`` and ``pixdim``; writers round either of them."""
 
+# Squared length up to which a quaternion counts as a rounded one of length 1.
 LONGEST_QUATERNION = 1.01
-"""Squared length up to which a quaternion counts as a rounded one of length 1."""
 
+# Millimeters in each unit of NIfTI: meter, millimeter, micron. A file with another code is assumed to be in mm.
 MILLIMETERS = {1: 1e3, 2: 1.0, 3: 1e-3}
-"""Millimeters in each unit of NIfTI: meter, millimeter, micron. A file with another code is assumed to be in mm."""
 
+# Smallest and largest distance between two voxels, mm.
 VOXEL_RANGE = (1e-6, 1e5)
-"""Smallest and largest distance between two voxels, mm."""
 
+# Largest distance of the first voxel from the origin, mm.
 FARTHEST = 1e7
-"""Largest distance of the first voxel from the origin, mm."""
 
 
 def affine_of(header: Header) -> np.ndarray:

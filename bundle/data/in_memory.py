@@ -13,18 +13,17 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from bundle.data.geometry import affine_of, check_affine
+from bundle.data.nifti import NIFTI_SUFFIXES, read_header, with_geometry, without_trailing_ones
+from bundle.data.reader import ScanReader
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from nibabel.spatialimages import SpatialImage
 
-from bundle.data.geometry import affine_of, check_affine
-from bundle.data.nifti import NIFTI_SUFFIXES, read_header, with_geometry, without_trailing_ones
-from bundle.data.reader import ScanReader
-
+# SimpleITK's directions to those of NIfTI.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""SimpleITK's directions to those of NIfTI."""
 
 
 class AsVolumed(MapTransform):

@@ -8,15 +8,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
-
 from bundle import distributed
 from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
 from bundle.keys import PROBLEM
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
+# A scan's files: ``image``, and ``label`` where it has one.
 Scan = Mapping[str, Any]
-"""A scan's files: ``image``, and ``label`` where it has one."""
 
 logger = logging.getLogger(__name__)
 

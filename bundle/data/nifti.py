@@ -9,31 +9,30 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from bundle.data.geometry import Header, affine_of
+from bundle.data.scans import scan_name
+from bundle.files import written_whole
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 from nibabel.filebasedimages import ImageFileError
 from nibabel.volumeutils import apply_read_scaling
 
-from bundle.data.geometry import Header, affine_of
-from bundle.data.scans import scan_name
-from bundle.files import written_whole
-
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
+# First bytes of a compressed file, whatever its name.
 GZIP = b"\x1f\x8b"
-"""First bytes of a compressed file, whatever its name."""
 
+# Most bytes that one byte of a gzip file can hold: a file that declares more need not be read.
 DEFLATE_LIMIT = 1032
-"""Most bytes that one byte of a gzip file can hold: a file that declares more need not be read."""
 
+# Bytes that are read at once.
 BLOCK = 1 << 20
-"""Bytes that are read at once."""
 
+# The header fields that define, with ``pixdim``, the geometry.
 GEOMETRY = (
     *("qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-"""The header fields that define, with ``pixdim``, the geometry."""
 
 
 def source_of(image: MetaTensor) -> str:

@@ -17,15 +17,14 @@ from typing import Any, Literal
 
 import nibabel
 import numpy as np
-from scipy.ndimage import gaussian_filter
-
 from bundle.files import alone_in, read_json, remove_abandoned, unfinished_prefix
 from bundle.provenance import changes, code_hash
+from scipy.ndimage import gaussian_filter
 
 Modality = Literal["ct", "mr"]
 
+# Organs of the phantom and their ids.
 ORGANS = {"liver": 1, "kidneys": 2, "spleen": 3}
-"""Organs of the phantom and their ids."""
 
 # Center (left, front, up) and half axes, in units of the body's half axes; brightness of CT (HU) and MR.
 _ANATOMY = (

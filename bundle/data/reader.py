@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle.data.declared import check_declared
+from bundle.data.geometry import check_affine
+from bundle.data.nifti import NIFTI_SUFFIXES, read_grid, read_nifti, without_trailing_ones
+from bundle.keys import ORGAN_NAMES
 from monai.data import ImageReader, ITKReader
 from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage
@@ -22,19 +26,14 @@ from monai.utils import MetaKeys, SpaceKeys, convert_to_tensor, ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from bundle.data.declared import check_declared
-from bundle.data.geometry import check_affine
-from bundle.data.nifti import NIFTI_SUFFIXES, read_grid, read_nifti, without_trailing_ones
-from bundle.keys import ORGAN_NAMES
-
+# What MONAI, nibabel, ITK and zlib raise over a file that is damaged or has another format.
 BROKEN_FILE = (
     *(RuntimeError, ValueError, OSError, EOFError, MemoryError),
     *(ImageFileError, HeaderDataError, zlib.error),
 )
-"""What MONAI, nibabel, ITK and zlib raise over a file that is damaged or has another format."""
 
+# Most characters of a library's own message that are quoted.
 LONGEST_REASON = 200
-"""Most characters of a library's own message that are quoted."""
 
 LFS_POINTER = b"version https://git-lfs"
 

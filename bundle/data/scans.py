@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-
 from bundle.data.phantoms import write_phantoms
 
 ScanFiles = dict[str, Any]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
+# Suffix of 3D Slicer's segmentations, which are label maps and never scans.
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-"""Suffix of 3D Slicer's segmentations, which are label maps and never scans."""
 
 IMAGE_FOLDERS = ("images", "imagesTr")
+# Folder names of the bundle and of nnU-Net; the first that exists is used.
 LABEL_FOLDERS = ("labels", "labelsTr")
-"""Folder names of the bundle and of nnU-Net; the first that exists is used."""
 
+# Folders in which nnU-Net has one file for each channel of a scan.
 NNUNET_FOLDERS = ("imagesTr", "imagesTs")
-"""Folders in which nnU-Net has one file for each channel of a scan."""
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.reader import FileError, load_volume, look_at
 from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
 
+# A scan with values below is a CT in HU: air is -1000.
 HOUNSFIELD_AIR = -500.0
-"""A scan with values below is a CT in HU: air is -1000."""
 
+# Kinds of files that a line names.
 MOST_NAMED = 3
-"""Kinds of files that a line names."""
 
 logger = logging.getLogger(__name__)
 
+# Shape and affine of a file.
 Grid = tuple[tuple[int, ...], np.ndarray]
-"""Shape and affine of a file."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,7 @@ class Survey:
 
 
 def survey(
-    scans: Sequence[Scan],
-    pending: Sequence[Scan],
-    support: Sequence[Scan] = (),
-    dataset_dir: str | Path | None = None,
+    scans: Sequence[Scan], pending: Sequence[Scan], support: Sequence[Scan] = (), dataset_dir: str | Path | None = None
 ) -> Survey:
     """Look at the header of every scan that is to be segmented.
 

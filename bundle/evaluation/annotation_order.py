@@ -18,13 +18,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.metrics import compute_dice
-from torch import Tensor
-from tqdm import tqdm
-
 from bundle.command_line.checks import check_positive_integers, check_seed, refuse_file, refuse_missing_device
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
@@ -39,9 +32,15 @@ from bundle.keys import IMAGE, LABEL, ORGAN_IDS
 from bundle.provenance import versions
 from bundle.transforms.masks import plain, scores_to_label
 from bundle.transforms.slices import organs_of
+from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.metrics import compute_dice
+from torch import Tensor
+from tqdm import tqdm
 
+# The order that the bundle suggests.
 SUGGESTED = "suggested"
-"""The order that the bundle suggests."""
 
 
 @dataclass(frozen=True)

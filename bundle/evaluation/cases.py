@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ignite.engine import Engine, Events
-from monai.data import MetaTensor
-from monai.engines import IterationEvents
-
 from bundle import distributed
 from bundle.data.nifti import name_of, source_of
 from bundle.data.reader import load_volume
@@ -27,17 +23,20 @@ from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED_MASKS, QUALITY
 from bundle.provenance import versions
 from bundle.transforms.checks import whole_ids
 from bundle.transforms.volumes import restore_grid
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
 
 COLUMNS = (
     *("dataset", "method", "setting", "group", "fold", "seed", "support", "scan", "organ", "protocol"),
     *("status", *METRICS, "nsd_tolerance_mm", STEPS),
 )
 
+# Columns that older tables lack.
 LATER_COLUMNS = {"quality", STEPS}
-"""Columns that older tables lack."""
 
+# The metrics of ``CaseMetrics``; quality comes with the scores, and seconds are measured here.
 COMPARED = tuple(METRICS)[:-2]
-"""The metrics of ``CaseMetrics``; quality comes with the scores, and seconds are measured here."""
 
 
 class CaseTable:

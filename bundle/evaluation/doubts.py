@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from bundle.keys import NOTICES, ORGAN_IDS, QUALITY
 
+# The id of notices about the whole scan.
 SCAN = 0
-"""The id of notices about the whole scan."""
 
+# Scans that the closing line names.
 SHOWN = 3
-"""Scans that the closing line names."""
 
 
 def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:

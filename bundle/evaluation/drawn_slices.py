@@ -16,8 +16,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from tqdm import tqdm
-
 from bundle.command_line.checks import check_positive_integers
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
@@ -31,6 +29,7 @@ from bundle.inference.next_slice import slice_order
 from bundle.keys import LABEL
 from bundle.provenance import versions
 from bundle.transforms.slices import support_slices
+from tqdm import tqdm
 
 NUM_FOLDS = 5
 

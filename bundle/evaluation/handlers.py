@@ -9,10 +9,6 @@ from typing import Any, cast
 
 import nibabel
 import numpy as np
-from ignite.engine import Engine, Events
-from pandas import DataFrame, Index, Series
-from torch.utils.tensorboard import SummaryWriter
-
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
@@ -23,6 +19,9 @@ from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
 from bundle.transforms.slices import organ_slices, support_slices
+from ignite.engine import Engine, Events
+from pandas import DataFrame, Index, Series
+from torch.utils.tensorboard import SummaryWriter
 
 
 class DiceTable:

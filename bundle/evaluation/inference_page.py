@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bundle import distributed
+from bundle.data.reader import ScanReader
+from bundle.evaluation.visuals import COLORS, to_gray
+from bundle.files import read_csv, written_whole
+from bundle.inference.resume import Resumption
+from bundle.inference.volume_inferer import VolumeInferer
 from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai.data import MetaTensor
@@ -21,29 +27,22 @@ from pandas import DataFrame
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-from bundle import distributed
-from bundle.data.reader import ScanReader
-from bundle.evaluation.visuals import COLORS, to_gray
-from bundle.files import read_csv, written_whole
-from bundle.inference.resume import Resumption
-from bundle.inference.volume_inferer import VolumeInferer
-
 Color = tuple[int, int, int]
 
+# Rows to the back, columns to the patient's left, slices up: as radiologists look at them.
 AXIAL = "PLS"
-"""Rows to the back, columns to the patient's left, slices up: as radiologists look at them."""
 
+# Pixels of a picture.
 WIDTH = 288
-"""Pixels of a picture."""
 
+# Organs of a scan that get a picture, and organs that get a column: of 117 organs the page stays one to look at.
 MOST_ORGANS = 12
-"""Organs of a scan that get a picture, and organs that get a column: of 117 organs the page stays one to look at."""
 
+# Scans from which on a volume can be unusual among them.
 LEAST_COHORT = 8
-"""Scans from which on a volume can be unusual among them."""
 
+# Interquartile ranges beyond the quartiles, from which on a volume is unusual (Tukey).
 FENCE = 1.5
-"""Interquartile ranges beyond the quartiles, from which on a volume is unusual (Tukey)."""
 
 
 class Picture(NamedTuple):

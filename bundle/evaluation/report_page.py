@@ -13,12 +13,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from pandas import DataFrame
-from PIL import Image
-
 from bundle.evaluation.scores import (
     METRICS,
     NAMES,
@@ -34,6 +28,11 @@ from bundle.evaluation.scores import (
     typical_cases,
 )
 from bundle.files import written_whole
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from pandas import DataFrame
+from PIL import Image
 
 # From the palette of Okabe and Ito, which color-blind readers can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")

@@ -15,9 +15,10 @@ from pandas import DataFrame
 SERIES = ["method", "setting", "protocol"]
 UNIT = ["fold", "seed"]
 
+# The columns that identify a case.
 NAMES = ("dataset", "method", "setting", "group", "protocol", "organ", "scan", "fold", "seed", "support")
-"""The columns that identify a case."""
 
+# The columns of numbers that are averaged, with their names and factors in tables.
 METRICS = {
     "dice": ("Dice x 100", 100),
     "nsd": ("NSD x 100", 100),
@@ -28,10 +29,9 @@ METRICS = {
     "quality": ("quality x 100", 100),
     "seconds": ("seconds per scan", 1),
 }
-"""The columns of numbers that are averaged, with their names and factors in tables."""
 
+# The column of training steps, empty where they are not known.
 STEPS = "steps"
-"""The column of training steps, empty where they are not known."""
 
 MEAN = "mean"
 NONE = "-"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ignite.engine import Engine, Events
-from monai.handlers import MLFlowHandler
-
 from bundle.evaluation.handlers import SaveOverlays
 from bundle.inference.engines import ScanEvaluator
+from ignite.engine import Engine, Events
+from monai.handlers import MLFlowHandler
 
 
 class TrackOverlays:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from monai.data import MetaTensor
-
 from bundle.data.nifti import save_nifti
 from bundle.evaluation.visuals import COLORS
 from bundle.files import safe_name, written_whole
+from monai.data import MetaTensor
 
 Color = tuple[int, int, int]
 
+# Colors that viewers usually give to organs; a name that has one of these words gets its color.
 ANATOMY: dict[str, Color] = {
     "liver": (221, 130, 101),
     "spleen": (157, 108, 162),
@@ -35,10 +35,9 @@ ANATOMY: dict[str, Color] = {
     "prostate": (230, 158, 140),
     "brain": (250, 250, 225),
 }
-"""Colors that viewers usually give to organs; a name that has one of these words gets its color."""
 
+# From NIfTI's directions to those of NRRD as 3D Slicer writes it.
 LPS = np.array([-1.0, -1.0, 1.0])
-"""From NIfTI's directions to those of NRRD as 3D Slicer writes it."""
 
 
 def organ_colors(organs: Mapping[str, int]) -> dict[str, Color]:

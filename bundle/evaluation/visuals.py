@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bundle.files import written_whole
+from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from PIL import Image, ImageDraw
 from skimage.segmentation import find_boundaries
 
-from bundle.files import written_whole
-from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
-
+# Colors of the organs, in their order; they repeat if there are more organs.
 COLORS = [
     (230, 75, 53),
     (77, 187, 213),
@@ -23,7 +23,6 @@ COLORS = [
     (243, 155, 127),
     (126, 97, 72),
 ]
-"""Colors of the organs, in their order; they repeat if there are more organs."""
 
 Picture = np.ndarray
 

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from bundle.inference import prototype_files
 from bundle.inference.organ_shapes import Shapes
 from bundle.provenance import digest
 from bundle.transforms.annotated import AnnotatedSlices
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# Bytes of encoded scans in memory: with SliceMatching about 100 scans of 35 slices of 256 x 256.
 MEMORY = 1 << 30
-"""Bytes of encoded scans in memory: with SliceMatching about 100 scans of 35 slices of 256 x 256."""
 
+# Files kept on disk for one scan: each correction of its label leaves an old one behind.
 KEPT_STATES = 3
-"""Files kept on disk for one scan: each correction of its label leaves an old one behind."""
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents, PrepareBatch, SupervisedEvaluator
-from torch import Tensor, nn
-
 from bundle import distributed
 from bundle.data.loading import report_problems
 from bundle.keys import IMAGE, LABEL, PROBLEM
 from bundle.networks import load_weights
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents, PrepareBatch, SupervisedEvaluator
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +127,7 @@ class ScanEvaluator(SupervisedEvaluator):
 
 
 def segment_all(
-    inferer: Any,
-    network: nn.Module,
-    device: torch.device | str,
-    evaluator: ScanEvaluator,
-    problems: Sequence[str] = (),
+    inferer: Any, network: nn.Module, device: torch.device | str, evaluator: ScanEvaluator, problems: Sequence[str] = ()
 ) -> None:
     """Encode the support, segment all scans, and report those that could not be used.
 

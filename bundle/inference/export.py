@@ -19,35 +19,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bundle
 import torch
 import torch.nn.functional as F
-from monai.bundle import ConfigParser
-from monai.data import save_net_with_metadata
-from monai.networks.utils import convert_to_torchscript
-from torch import Tensor, nn
-from torch.jit.frontend import FrontendError
-
-import bundle
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import written_whole
 from bundle.networks import CosineClassifier, PrototypeHead, load_network
 from bundle.networks.alpnet import upsample
 from bundle.provenance import describe, fingerprint
+from monai.bundle import ConfigParser
+from monai.data import save_net_with_metadata
+from monai.networks.utils import convert_to_torchscript
+from torch import Tensor, nn
+from torch.jit.frontend import FrontendError
 
 PARTS = ("encoder", "segmenter")
+# Formats of a file, with their suffixes.
 FORMATS = {"onnx": ".onnx", "torchscript": ".ts"}
-"""Formats of a file, with their suffixes."""
 
+# ONNX operator set, old enough for the runtimes of several years.
 OPSET = 18
-"""ONNX operator set, old enough for the runtimes of several years."""
 
 SLICES, HEIGHT, WIDTH, N, M = (torch.export.Dim(name) for name in ("slices", "height", "width", "n", "m"))
+# The axes of the inputs that may have any length, with their names.
 DYNAMIC = ({0: SLICES, 2: HEIGHT, 3: WIDTH}, {0: N}, {0: M})
-"""The axes of the inputs that may have any length, with their names."""
 
+# Largest difference between file and network that counts as rounding, as a share of the largest value.
 CLOSE = 1e-4
-"""Largest difference between file and network that counts as rounding, as a share of the largest value."""
 
 Inputs = tuple[Tensor, ...]
 
@@ -339,5 +338,5 @@ def _refuse_other(what: str, value: Any, known: Iterable[str]) -> None:
 
 
 CONVERTERS = {"onnx": to_onnx, "torchscript": to_torchscript}
+# Options of the command besides the configs' keys.
 OPTIONS = ("format", "output", "configs")
-"""Options of the command besides the configs' keys."""

@@ -22,22 +22,12 @@ from bundle.command_line.configs import config_paths
 from bundle.inference.export import FORMATS, export, read_configs
 
 
-def encoder(
-    format: str = "onnx",
-    output: str | None = None,
-    configs: Any = None,
-    **keys: Any,
-) -> None:
+def encoder(format: str = "onnx", output: str | None = None, configs: Any = None, **keys: Any) -> None:
     """Write the encoder: images -> features. `export --help` lists the options."""
     _export("encoder", format, output, configs, keys)
 
 
-def segmenter(
-    format: str = "onnx",
-    output: str | None = None,
-    configs: Any = None,
-    **keys: Any,
-) -> None:
+def segmenter(format: str = "onnx", output: str | None = None, configs: Any = None, **keys: Any) -> None:
     """Write encoder and head: images, prototypes of two classes -> logits. `export --help` lists the options."""
     _export("segmenter", format, output, configs, keys)
 

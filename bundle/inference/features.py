@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Most bytes of features held in memory, enough for 128 slices of 256 x 256; larger volumes use a file.
 FEATURES_IN_MEMORY = 1 << 27
-"""Most bytes of features held in memory, enough for 128 slices of 256 x 256; larger volumes use a file."""
 
 
 def kept_features(batches: Iterator[Tensor], slices: int) -> Tensor | Sequence[Tensor]:

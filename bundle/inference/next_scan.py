@@ -19,9 +19,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
-
 from bundle.data import report_problems
 from bundle.data.loading import ScanError
 from bundle.data.scans import scan_name
@@ -34,9 +31,11 @@ from bundle.keys import IMAGE
 from bundle.transforms.components import largest_components
 from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.slices import support_slices
+from torch import Tensor
+from tqdm import tqdm
 
+# Slices of a scan that are encoded for ranking: 8 MB of features at 256 x 256.
 GLANCE_SLICES = 16
-"""Slices of a scan that are encoded for ranking: 8 MB of features at 256 x 256."""
 
 
 @dataclass(frozen=True)

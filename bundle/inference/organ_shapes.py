@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high, median_low
 
-from torch import Tensor
-
 from bundle.transforms.components import count_components
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import milliliters_of
 from bundle.transforms.slices import organ_slices, organs_of
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -61,5 +60,5 @@ def range_of_volumes(shapes: Sequence[OrganShape]) -> tuple[float, float]:
     return (min(known), max(known)) if known else (math.nan, math.nan)
 
 
+# The shapes of a scan's organs, by id.
 Shapes = Mapping[int, OrganShape]
-"""The shapes of a scan's organs, by id."""

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import bundle
+import torch
 from bundle.files import written_whole
 from bundle.provenance import changes, tensors_hash
+from torch import Tensor
 
 # Environments of MONAI Label may lack it; only these files need it.
 try:
@@ -27,8 +26,8 @@ try:
 except ImportError:
     safetensors = None  # type: ignore[assignment]
 
+# Raise it when the content of a file changes its meaning.
 FORMAT = 2
-"""Raise it when the content of a file changes its meaning."""
 
 
 @dataclass(frozen=True)

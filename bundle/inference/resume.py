@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import nibabel
-from nibabel.filebasedimages import ImageFileError
-
 from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.scans import scan_name
 from bundle.files import read_json, write_json
 from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
+from nibabel.filebasedimages import ImageFileError
 
 logger = logging.getLogger(__name__)
 
 ANEW = "Choose another output_dir, or set resume to false, which makes all masks anew."
 
+# The name among ``files`` of the annotated scans, which may change from one run to the next.
 SUPPORT = "support"
-"""The name among ``files`` of the annotated scans, which may change from one run to the next."""
 
 
 class Resumption:

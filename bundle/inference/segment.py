@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
-
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
 from bundle.command_line.values import check_literals
@@ -22,9 +19,11 @@ from bundle.data.in_memory import AsVolumed, mask_like
 from bundle.data.loading import ScanDataset
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NOTICES, ORGAN_IDS, PRED, QUALITY
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 
+# The name under which notices of the whole scan stand.
 WHOLE_SCAN = "scan"
-"""The name under which notices of the whole scan stand."""
 
 
 class Segmentation(NamedTuple):

@@ -7,18 +7,17 @@ from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
 from bundle.inference.features import kept_features
 from bundle.inference.matching import Features
 from bundle.networks.alpnet import ALPNet, one_feature_map
 from bundle.provenance import fingerprint
 from bundle.transforms.slices import to_network
+from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16"]
 
+# Hash of a network's weights, and whether it is in training mode.
 Version = tuple[str, bool]
-"""Hash of a network's weights, and whether it is in training mode."""
 
 
 def version_of(network: nn.Module) -> Version:

@@ -12,21 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from monai.utils import ImageMetaKey
-from torch import Tensor
-
 from bundle.data.scans import scan_name
 from bundle.inference.encoded_scans import AnnotatedScan, EncodedScans, PrototypeFolder, size_of
 from bundle.inference.matching import Features, Matching, Support
 from bundle.inference.organ_names import common_names, names_of_labels, new_ids, unnamed
 from bundle.inference.organ_shapes import OrganShape, shapes_of
-from bundle.inference.prototype_files import (
-    PrototypeRecord,
-    read_prototypes,
-    refuse_other_making,
-    write_prototypes,
-)
+from bundle.inference.prototype_files import PrototypeRecord, read_prototypes, refuse_other_making, write_prototypes
 from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.keys import IMAGE, LABEL, ORGAN_NAMES
 from bundle.networks.alpnet import ALPNet, PrototypeHead
@@ -42,6 +33,9 @@ from bundle.transforms.annotated import (
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organs_of
+from monai.data import MetaTensor
+from monai.utils import ImageMetaKey
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 

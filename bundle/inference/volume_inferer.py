@@ -8,27 +8,19 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
-from monai.inferers import Inferer
-from torch import Tensor
-
 from bundle.inference.matching import ChunkMatching, Extents, Features, Matching, Support
 from bundle.inference.organ_shapes import range_of_volumes, typical_components
 from bundle.inference.slice_encoder import Precision, SliceEncoder
 from bundle.inference.support_library import SupportLibrary
-from bundle.keys import (
-    EXPLAINED,
-    INTENSITY_DISTANCE,
-    ORGAN_IDS,
-    SUPPORT,
-    SUPPORT_COMPONENTS,
-    SUPPORT_MILLILITERS,
-)
+from bundle.keys import EXPLAINED, INTENSITY_DISTANCE, ORGAN_IDS, SUPPORT, SUPPORT_COMPONENTS, SUPPORT_MILLILITERS
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.transforms.annotated import Annotated
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import intensity_profile
 from bundle.transforms.slices import organ_slices
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor
 
 Protocol = Literal["volume", "paper"]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
-
 from bundle.inference.next_scan import Ranking
 from bundle.keys import EXPLAINED, NOTICES, QUALITY
 from bundle.monai_label.inferer import REPORT
 from bundle.monai_label.organs import known_organs
 from bundle.monai_label.support import NEXT
 from bundle.transforms.masks import organ_ids_of
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
 Data = dict[Hashable, Any]
 

@@ -23,8 +23,8 @@ try:
 except ImportError:
     pydicom = None  # type: ignore[assignment]
 
+# In a scan's info: which entries its organs were given, by name.
 ENTRIES = "organ_entries"
-"""In a scan's info: which entries its organs were given, by name."""
 
 
 @dataclass(frozen=True)

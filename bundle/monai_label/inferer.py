@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from monai.data import MetaTensor
-from torch import Tensor
-
 from bundle.data.scans import scan_name
 from bundle.inference.encoded_scans import AnnotatedScan
 from bundle.inference.next_scan import ScanRanker
@@ -17,9 +14,11 @@ from bundle.keys import IMAGE, ORGAN_IDS, SUPPORT
 from bundle.monai_label.refusal import refuse
 from bundle.monai_label.support import NEXT
 from bundle.transforms.masks import plain
+from monai.data import MetaTensor
+from torch import Tensor
 
+# In the meta of scores: what the answer says of the annotated scans.
 REPORT = "support_report"
-"""In the meta of scores: what the answer says of the annotated scans."""
 
 
 class AnsweringInferer(VolumeInferer):

@@ -10,8 +10,8 @@ from bundle.root import bundle_root
 
 METADATA = bundle_root() / "configs" / "metadata.json"
 
+# What the metadata's entries for organs of one's own begin with.
 SPARE = "structure_"
-"""What the metadata's entries for organs of one's own begin with."""
 
 
 def known_organs() -> dict[str, int]:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import reduce
 from typing import Any, cast
 
-from monai.transforms import Transform
-
 from bundle.data.loading import ScanError, read_scan
 from bundle.keys import IMAGE
 from bundle.monai_label.refusal import refuse
+from monai.transforms import Transform
 
 Data = dict[Hashable, Any]
 

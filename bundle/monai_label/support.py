@@ -8,16 +8,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
-
 from bundle.data.scans import scan_name
 from bundle.keys import IMAGE, LABEL, SUPPORT
 from bundle.monai_label.datastore import Annotation, all_scans, organ_entries, submitted_annotations
 from bundle.monai_label.organs import is_default_name, organ_name
 from bundle.monai_label.refusal import refuse
 from bundle.transforms.annotated import checked_annotated
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 
 Data = dict[Hashable, Any]
 
@@ -25,8 +24,8 @@ FOUND = "support_scans"
 NEXT = "next_scan"
 ANNOTATED = "annotated"
 
+# Folder of a datastore in which its annotated scans are kept encoded.
 ENCODED = ".encoded"
-"""Folder of a datastore in which its annotated scans are kept encoded."""
 
 
 class FindSupportd(MapTransform):

@@ -3,12 +3,7 @@
 from bundle.networks.alpnet import AlignedALPNet, ALPNet, PrototypeHead
 from bundle.networks.classifier import CosineClassifier, TopKClassifier
 from bundle.networks.encoders import ResNetEncoder
-from bundle.networks.prototypes import (
-    BackgroundPrototypes,
-    ClassPrototype,
-    ForegroundPrototypes,
-    LocalPrototypes,
-)
+from bundle.networks.prototypes import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
 from bundle.networks.transformer import TransformerEncoder
 from bundle.networks.weights import load_network, load_weights, trainable_parameters
 

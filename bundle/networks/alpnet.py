@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from bundle.networks.classifier import CosineClassifier
 from bundle.networks.prototypes import BackgroundPrototypes, ForegroundPrototypes
+from torch import Tensor, nn
 
 
 class PrototypeHead(nn.Module):

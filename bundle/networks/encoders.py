@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from bundle.networks.weights import load_backbone_weights
+from bundle.provenance import origin
 from monai.networks.nets import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from bundle.networks.weights import load_backbone_weights
-from bundle.provenance import origin
-
 Depth = Literal[18, 34, 50, 101]
 Stage = Literal["layer3", "layer4"]
 
+# Kind of block and number of blocks in each stage, by depth (He et al. 2016).
 BLOCKS = {
     18: ("basic", [2, 2, 2, 2]),
     34: ("basic", [3, 4, 6, 3]),
     50: ("bottleneck", [3, 4, 6, 3]),
     101: ("bottleneck", [3, 4, 23, 3]),
 }
-"""Kind of block and number of blocks in each stage, by depth (He et al. 2016)."""
 
 
 class ResNetEncoder(nn.Module):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Side of a square cell, or its rows and columns, in feature-map pixels: the paper's L_H x L_W.
 Window = int | Sequence[int]
-"""Side of a square cell, or its rows and columns, in feature-map pixels: the paper's L_H x L_W."""
 
 
 def masked_average_pool(features: Tensor, mask: Tensor, eps: float = 1e-5) -> Tensor:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from bundle.provenance import origin
+from torch import Tensor, nn
 
 
 class TransformerEncoder(nn.Module):

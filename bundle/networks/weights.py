@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from bundle.tensor_files import read_tensors
 from torch import Tensor, nn
 
-from bundle.tensor_files import read_tensors
-
+# torchvision's names of the weights that it can download.
 TORCHVISION_WEIGHTS = {
     ("imagenet", 18): "ResNet18_Weights.IMAGENET1K_V1",
     ("imagenet", 34): "ResNet34_Weights.IMAGENET1K_V1",
@@ -18,10 +18,9 @@ TORCHVISION_WEIGHTS = {
     ("coco", 50): "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
     ("coco", 101): "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
 }
-"""torchvision's names of the weights that it can download."""
 
+# Parts of a checkpoint that a trunk may leave unused: heads, and the omitted stage.
 HEADS = ("fc.", "classifier.", "aux_classifier.", "localconv.", "layer4.")
-"""Parts of a checkpoint that a trunk may leave unused: heads, and the omitted stage."""
 
 
 def load_backbone_weights(backbone: nn.Module, weights: str | Path, depth: int) -> None:

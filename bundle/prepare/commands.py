@@ -24,12 +24,7 @@ from bundle.prepare.sources import Source, open_btcv, open_chaos, open_mscmr, op
 
 
 def chaos(
-    *,
-    source: Any = None,
-    target: Any = None,
-    part: Any = "mr",
-    arithmetic: Any = "clean",
-    unlabeled: Any = "refuse",
+    *, source: Any = None, target: Any = None, part: Any = "mr", arithmetic: Any = "clean", unlabeled: Any = "refuse"
 ) -> None:
     """CHAOS training set: DICOM slices and PNG labels -> 256 x 256 volumes.
 
@@ -50,13 +45,7 @@ def chaos(
     _run(open_chaos(_folder("source", source), part), recipe, target, unlabeled)
 
 
-def btcv(
-    *,
-    source: Any = None,
-    target: Any = None,
-    arithmetic: Any = "clean",
-    unlabeled: Any = "refuse",
-) -> None:
+def btcv(*, source: Any = None, target: Any = None, arithmetic: Any = "clean", unlabeled: Any = "refuse") -> None:
     """BTCV (SABS), Synapse's RawData: abdominal CT with 13 organs -> 256 x 256 volumes.
 
         python -m bundle prepare btcv --source RawData --target data/btcv

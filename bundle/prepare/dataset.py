@@ -15,12 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import bundle
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from tqdm import tqdm
-
-import bundle
 from bundle.data.loading import ScanError
 from bundle.data.nifti import save_nifti
 from bundle.data.reader import BROKEN_FILE, in_words
@@ -31,6 +28,8 @@ from bundle.prepare.sources import Source, SourceScan
 from bundle.provenance import changes, content_hash, digest
 from bundle.transforms.checks import CheckLabeld, CheckVolumed
 from bundle.transforms.volumes import Data
+from monai.data import MetaTensor
+from tqdm import tqdm
 
 RECORD = "dataset.json"
 FOLDERS = {IMAGE: "images", LABEL: "labels"}

@@ -17,19 +17,18 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import torch
+from bundle.data.reader import BROKEN_FILE
+from bundle.keys import IMAGE, LABEL
+from bundle.transforms.volumes import Data
 from monai.data import MetaTensor, PydicomReader
 from PIL import Image
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from bundle.data.reader import BROKEN_FILE
-from bundle.keys import IMAGE, LABEL
-from bundle.transforms.volumes import Data
-
+# What pydicom and PIL raise for a damaged file; TypeError if a DICOM header holds text in place of a number.
 BROKEN_SLICE = (*BROKEN_FILE, InvalidDicomError, BytesLengthException, struct.error, TypeError, SyntaxError)
-"""What pydicom and PIL raise for a damaged file; TypeError if a DICOM header holds text in place of a number."""
 
+# Organ id -> its smallest and largest gray value.
 Grays = Mapping[int, tuple[int, int]]
-"""Organ id -> its smallest and largest gray value."""
 
 _LPS = np.array([-1.0, -1.0, 1.0])
 

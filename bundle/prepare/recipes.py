@@ -16,13 +16,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Orientation
-
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.intensity import ClipTopd, WindowCTd
 from bundle.transforms.reference import center_crop_or_pad, clip_top, resample, resample_label, window_ct
 from bundle.transforms.volumes import Data, FitSlicesd, SliceLayoutd
+from monai.data import MetaTensor
+from monai.transforms import Orientation
 
 Step = Callable[[Data], Data]
 
@@ -32,8 +31,8 @@ MR_SPACING = (1.25, 1.25, 7.7)
 MR_PERCENTILE = 99.5
 CT_WINDOW = (-125.0, 275.0)
 CT_SIZE, CT_MARGIN = 512, 32
+# Share of each side of a CT slice that is kept.
 CT_FIELD = (CT_SIZE - 2 * CT_MARGIN) / CT_SIZE
-"""Share of each side of a CT slice that is kept."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from monai.transforms import EnsureChannelFirstd, LoadImaged
-
 from bundle.data.reader import ScanReader
 from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, first_channels, scan_name, subfolder
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
+from monai.transforms import EnsureChannelFirstd, LoadImaged
 
 CHAOS_MR_GRAYS = {1: (55, 70), 2: (110, 135), 3: (175, 200), 4: (240, 255)}
 CHAOS_MR_ORGANS = {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
@@ -38,8 +37,8 @@ BTCV_ORGANS = {
 }
 MSCMR_ORGANS = {"lv_myocardium": 200, "lv_blood_pool": 500, "rv": 600}
 
+# Folders that are skipped: test sets have no labels, and macOS adds hidden copies of zipped files.
 LEFT_OUT = {"Test_Sets", "Testing", "__MACOSX"}
-"""Folders that are skipped: test sets have no labels, and macOS adds hidden copies of zipped files."""
 
 
 @dataclass(frozen=True)

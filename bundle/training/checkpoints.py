@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle import distributed
+from bundle.provenance import changes, describe, library_versions
+from bundle.tensor_files import read_tensors, write_tensors
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.lr_scheduler import SequentialLR
 
-from bundle import distributed
-from bundle.provenance import changes, describe, library_versions
-from bundle.tensor_files import read_tensors, write_tensors
-
 logger = logging.getLogger(__name__)
 
+# What a checkpoint holds besides network, optimizer and schedule.
 CONTENT = ("scaler", "step", "planned", "made_with", "random")
-"""What a checkpoint holds besides network, optimizer and schedule."""
 
 ANEW = "or set resume to false to start over."
 

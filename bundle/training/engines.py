@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from bundle.inference.engines import ScanEvaluator
+from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from ignite.engine import Engine, Events
 from monai.engines import PrepareBatch
 from torch import Tensor
-
-from bundle.inference.engines import ScanEvaluator
-from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 
 
 class PrepareEpisode(PrepareBatch):

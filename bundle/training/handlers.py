@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle import distributed
+from bundle.evaluation.visuals import episode_picture
+from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-from bundle import distributed
-from bundle.evaluation.visuals import episode_picture
-from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 
 logger = logging.getLogger(__name__)
 

@@ -14,18 +14,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+# Which slices count as annotated: those with an organ (``drawn``), ``all``, or as the label suggests (``auto``).
 Annotated = Literal["auto", "drawn", "all"]
-"""Which slices count as annotated: those with an organ (``drawn``), ``all``, or as the label suggests (``auto``)."""
 
+# The bundle's own label of a voxel that is neither organ nor background.
 IGNORED = -1
-"""The bundle's own label of a voxel that is neither organ nor background."""
 
+# A finished label tapers off: its first and last slice hold at most this share of its largest slice's organ voxels.
+#
+# This is true of 116 of 129 finished labels (abdomen in MR and CT, heart, hippocampus, prostate), and of 12 of their
+# 2,009 contiguous halves (docs/annotate_one.md).
 FINISHED_END = 0.25
-"""A finished label tapers off: its first and last slice hold at most this share of its largest slice's organ voxels.
-
-This is true of 116 of 129 finished labels (abdomen in MR and CT, heart, hippocampus, prostate), and of 12 of their
-2,009 contiguous halves (docs/annotate_one.md).
-"""
 
 
 @dataclass(frozen=True)

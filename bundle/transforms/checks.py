@@ -13,15 +13,15 @@ from torch import Tensor
 
 Data = dict[Hashable, Any]
 
+# Largest organ id of a label map: masks are uint8, or int16 where an id needs it.
 MAX_ORGAN = 32767
-"""Largest organ id of a label map: masks are uint8, or int16 where an id needs it."""
 
 
+# Most organs of a label map: a file with more values is an image.
 MAX_ORGANS = 255
-"""Most organs of a label map: a file with more values is an image."""
 
+# Largest distance of an organ id from a whole number; scaled files and floats have rounding errors.
 NEAR_WHOLE = 1e-3
-"""Largest distance of an organ id from a whole number; scaled files and floats have rounding errors."""
 
 
 class CheckVolumed(MapTransform):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import torch
+from bundle.transforms.masks import plain
 from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
 from skimage.measure import label as number_components
 from torch import Tensor
 
-from bundle.transforms.masks import plain
-
+# Share of the largest component's voxels below which a component counts as a speck.
+#
+# In label maps of six public data sets, specks have at most 0.14 of it, and true components (both kidneys) at least
+# 0.83.
 RELEVANT_SIZE = 0.25
-"""Share of the largest component's voxels below which a component counts as a speck.
-
-In label maps of six public data sets, specks have at most 0.14 of it, and true components (both kidneys) at least
-0.83.
-"""
 
 
 def largest_components(mask: Tensor, number: int) -> Tensor:

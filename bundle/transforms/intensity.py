@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from bundle.transforms.reference import standardize
+from bundle.transforms.superpixels import body_mask
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from skimage.filters import threshold_triangle
-
-from bundle.transforms.reference import standardize
-from bundle.transforms.superpixels import body_mask
 
 Data = dict[Hashable, Any]
 
 EXAMPLE = '{"mean": 60.0, "std": 70.0}'
 
 logger = logging.getLogger(__name__)
+# The voxels that a statistic is computed over: the whole volume; those above its minimum, which excludes padding; or
+# those of the body, in each slice the largest component above a threshold, holes filled.
 Region = Literal["volume", "scan", "body"]
-"""The voxels that a statistic is computed over: the whole volume; those above its minimum, which excludes padding; or
-those of the body, in each slice the largest component above a threshold, holes filled."""
 
+# Standard deviation of a normal distribution, in median absolute deviations.
 NORMAL_MAD = 1.4826
-"""Standard deviation of a normal distribution, in median absolute deviations."""
 
 
 def values_of(volume: np.ndarray, region: Region) -> np.ndarray:

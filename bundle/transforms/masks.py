@@ -6,13 +6,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from bundle.keys import ORGAN_IDS
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
-
-from bundle.keys import ORGAN_IDS
 
 Data = dict[Hashable, Any]
 

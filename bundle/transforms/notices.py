@@ -8,27 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bundle.keys import EXPLAINED, INTENSITY_DISTANCE, ORGAN_IDS, SUPPORT_COMPONENTS, SUPPORT_MILLILITERS
+from bundle.transforms.components import count_components
 from monai.data import MetaTensor
 from torch import Tensor
 
-from bundle.keys import EXPLAINED, INTENSITY_DISTANCE, ORGAN_IDS, SUPPORT_COMPONENTS, SUPPORT_MILLILITERS
-from bundle.transforms.components import count_components
-
+# The id for notices of the whole scan.
 SCAN = 0
-"""The id for notices of the whole scan."""
 
+# Largest ratio of an organ's volume to that in the annotated scans, up or down; spleens differ by nearly as much.
 VOLUME_FACTOR = 3.0
-"""Largest ratio of an organ's volume to that in the annotated scans, up or down; spleens differ by nearly as much."""
 
+# Distance of intensities above which a scan counts as unlike the annotated ones.
+#
+# Within a data set, whole scans stay below 0.2; with inverted contrast it is 0.75 if the histogram is not symmetric
+# (docs/annotate_one.md).
 MOST_DISTANT = 0.5
-"""Distance of intensities above which a scan counts as unlike the annotated ones.
 
-Within a data set, whole scans stay below 0.2; with inverted contrast it is 0.75 if the histogram is not symmetric
-(docs/annotate_one.md).
-"""
-
+# Voxels that an intensity profile is computed from.
 SAMPLES = 200_000
-"""Voxels that an intensity profile is computed from."""
 
 
 def milliliters_of(voxels: int, volume: Tensor) -> float:

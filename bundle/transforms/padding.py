@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from bundle.keys import IMAGE
 from monai.config import KeysCollection
 from monai.transforms import CropForegroundd, MapTransform
 from torch import Tensor
-
-from bundle.keys import IMAGE
 
 Data = dict[Hashable, Any]
 

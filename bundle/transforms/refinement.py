@@ -9,15 +9,14 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform
-from torch import Tensor
-
 from bundle.keys import IMAGE, NOTICES, QUALITY, SUPPORT_COMPONENTS
 from bundle.transforms.components import largest_components
 from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.notices import SCAN, expected_organs, milliliters_of, organ_notices, scan_notices
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
 
 Data = dict[Hashable, Any]
 
@@ -110,12 +109,7 @@ class GuidedScoresd(RefineScoresd):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        image: str = IMAGE,
-        radius: int = 8,
-        flatness: float = 0.03,
-        inplace: bool = False,
+        self, keys: KeysCollection, image: str = IMAGE, radius: int = 8, flatness: float = 0.03, inplace: bool = False
     ) -> None:
         super().__init__(keys, inplace)
         if radius < 1 or flatness <= 0:

@@ -20,8 +20,8 @@ from skimage.measure import label as connected_components
 from skimage.segmentation import felzenszwalb, slic
 from torch import Tensor
 
+# Maps a slice ``(H, W)``, float64, to ids from 0, ``(H, W)``. Write one to add a pseudo-label method.
 SliceSegmenter = Callable[[np.ndarray], np.ndarray]
-"""Maps a slice ``(H, W)``, float64, to ids from 0, ``(H, W)``. Write one to add a pseudo-label method."""
 
 Numbering = Literal["consecutive", "reference"]
 

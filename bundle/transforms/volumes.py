@@ -17,20 +17,19 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from bundle.keys import LABEL
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
 from torch import Tensor
 
-from bundle.keys import LABEL
-
 Data = dict[Hashable, Any]
 
 logger = logging.getLogger(__name__)
 
+# Most voxels along an axis of a resampled scan, so that a wrong voxel size cannot fill the memory.
 LONGEST_SIDE = 4096
-"""Most voxels along an axis of a resampled scan, so that a wrong voxel size cannot fill the memory."""
 
 
 class SliceLayoutd(MapTransform):

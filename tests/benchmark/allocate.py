@@ -6,7 +6,6 @@ import json
 import sys
 
 import numpy as np
-
 from bundle.benchmark.children import forget_peak, peak_megabytes
 
 settings = json.loads(sys.argv[1])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from bundle.__main__ import VERBS
 from bundle.benchmark import commands as command
 from bundle.benchmark.commands import Benchmark

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bundle.benchmark import inference
 from bundle.benchmark.inference import (
     build_network,
@@ -24,11 +22,12 @@ from bundle.inference.matching import ChunkMatching, SliceMatching
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, TopKClassifier
 from bundle.transforms.slices import to_network
+from torch import Tensor, nn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+# Images of every call of an encoder that counts.
 IMAGES: list[int] = []
-"""Images of every call of an encoder that counts."""
 
 
 class CountingEncoder(nn.Module):

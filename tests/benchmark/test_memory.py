@@ -13,12 +13,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.benchmark import children, memory
 from bundle.benchmark.children import peak_megabytes, run_child
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.transforms import GuidedScoresd
+from monai.data import MetaTensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

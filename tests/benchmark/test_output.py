@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
-
 from bundle.benchmark.output import about, processor, write_results
 from bundle.benchmark.plot import figure_of
 from bundle.benchmark.results import Result, long_form, markdown
+from matplotlib.figure import Figure
 
 
 def timed(ours: float, matching: str = "paper", note: str = "", **case: str | int) -> Result:

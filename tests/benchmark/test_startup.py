@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bundle.benchmark import first_slice, startup
 from bundle.benchmark.results import CASE_COLUMNS
 from bundle.inference.volume_inferer import VolumeInferer

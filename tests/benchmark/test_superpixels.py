@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bundle.benchmark import superpixels
 from bundle.benchmark.superpixels import measure
 from bundle.data.phantoms import write_phantoms

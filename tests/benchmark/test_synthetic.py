@@ -8,7 +8,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from bundle.benchmark.synthetic import blob_scan, write_scan
 from bundle.transforms.slices import organ_slices, organs_of
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
 from bundle.benchmark import timing
 from bundle.benchmark.timing import seconds_of, side_by_side
 

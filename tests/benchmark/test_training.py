@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine
-from torch import Tensor
-
 from bundle.benchmark import training
 from bundle.benchmark.training import PREFETCHED, StepClock, measure
+from ignite.engine import Engine
+from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
-
 from bundle.command_line.checks import check_positive_integers, refuse_missing_device, switch
 from bundle.command_line.command import check_command
 from bundle.command_line.errors import explain_errors, in_one_sentence, sentence_of
 from bundle.data.loading import ScanError
+from monai.bundle import ConfigParser
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MAIN = """

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from bundle.__main__ import VERBS, main
 
 ROOT = Path(__file__).parents[2]

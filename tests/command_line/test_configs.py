@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from bundle.command_line.configs import ROOT, config_path, parsed
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bundle.command_line.configs import config_path
 from bundle.command_line.parts import check_components, merged
 

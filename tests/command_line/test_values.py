@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-
 from bundle.command_line.configs import ROOT, read_config
 from bundle.command_line.values import KINDS, check_literals, check_values, refuse_bare
 
+# Keys at the top that are mappings, or checked where they are used.
 FREE = {
     "standardization",
     "padding",
@@ -24,7 +24,6 @@ FREE = {
     "weights",
     "dinov2",
 }
-"""Keys at the top that are mappings, or checked where they are used."""
 
 
 def keys_to_set(name: str) -> set[str]:

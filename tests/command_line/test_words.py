@@ -6,7 +6,6 @@ import shlex
 from typing import Any
 
 import pytest
-
 from bundle.command_line.words import call, read_words
 
 

@@ -12,14 +12,14 @@ import numpy as np
 SHAPE = (6, 7, 8)
 SIZES = (3.0, 4.0, 5.0)
 ORIGIN = (-90.0, 80.0, 40.0)
+# From the first axis to the second: x -> y, y -> -x.
 QUARTER_TURN = {"quatern_d": math.sqrt(0.5)}
-"""From the first axis to the second: x -> y, y -> -x."""
 
+# Left, back and foot first, with the voxel sizes of ``SIZES``.
 SFORM = {"sform_code": 1, "srow_x": (-3, 0, 0, 20), "srow_y": (0, 4, 0, -30), "srow_z": (0, 0, 5, 7)}
-"""Left, back and foot first, with the voxel sizes of ``SIZES``."""
 
+# A quarter turn, from ``ORIGIN``.
 QFORM = {"qform_code": 1, "qoffset_x": ORIGIN[0], "qoffset_y": ORIGIN[1], "qoffset_z": ORIGIN[2], **QUARTER_TURN}
-"""A quarter turn, from ``ORIGIN``."""
 
 
 def header_of(values: np.ndarray, kind: type = nibabel.Nifti1Header, **fields: Any) -> nibabel.Nifti1Header:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bundle.data import cache
 from bundle.data.cache import CachedScan, CacheError, cached_scans
 from bundle.data.loading import ScanError

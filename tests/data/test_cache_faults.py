@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bundle.data import cache
 from bundle.data.cache import CacheError, cached_scans
 from bundle.data.loading import ScanError

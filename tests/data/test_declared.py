@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nibabel.filebasedimages import ImageFileError
-
 from bundle.data.declared import check_declared
+from nibabel.filebasedimages import ImageFileError
 from tests.data.headers import write_bytes
 from tests.data.test_reader import META, NRRD, OTHER_FORMATS, VOXELS
 
@@ -73,12 +72,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "a word": ("a.nrrd", NRRD.replace("6 7 8", "6 7 x"), ImageFileError, "has '6 7 x' instead of whole numbers"),
     "a size of 0": ("a.nrrd", NRRD.replace("6 7 8", "6 0 8"), ImageFileError, r"declares \[6, 0, 8\] voxels"),
     "a type": ("a.nrrd", NRRD.replace("int16", "block"), ImageFileError, "voxels of type 'block'"),
-    "bzip2": (
-        "a.nrrd",
-        NRRD.replace("{encoding}", "bzip2"),
-        ValueError,
-        "raw or gzip, .*got encoding 'bzip2'",
-    ),
+    "bzip2": ("a.nrrd", NRRD.replace("{encoding}", "bzip2"), ValueError, "raw or gzip, .*got encoding 'bzip2'"),
     "several files": (
         "a.nhdr",
         NRRD.replace("\n\n", "\ndata file: a%03d.raw 1 8 1\n"),

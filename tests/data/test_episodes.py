@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
 from bundle.transforms import Augmentation
 from tests.data.scans import StoredScan, write_arrays
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 HEIGHT, WIDTH = 40, 56
+# Changes nothing, so that a mask tells which superpixel was drawn.
 STILL = Augmentation(rotate=(0, 0), translate=(0, 0), shear=(0, 0), zoom=(1, 1), gamma=(1, 1), elastic_magnitude=0.0)
-"""Changes nothing, so that a mask tells which superpixel was drawn."""
 
 
 # Slices this small are made faster by one thread than by several that wait for each other.

@@ -9,10 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-
 from bundle.data import EpisodeDataset, SliceExclusion, list_scans, open_split
 from bundle.data.loading import ScanError
+from monai.bundle import ConfigParser
 from tests.data.scans import StoredScan, write_arrays
 from tests.test_real_data import CHAOS
 

@@ -7,7 +7,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-
 from bundle.data.geometry import affine_of, check_affine
 from tests.data.headers import ORIGIN, QFORM, SFORM, header_of, noise, with_sizes
 

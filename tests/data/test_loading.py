@@ -11,12 +11,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged
-from nibabel.filebasedimages import ImageFileError
-
 from bundle.data import ScanReader
 from bundle.data.loading import ScanDataset, ScanError, SupportPixel, read_scan, report_problems, usable_scans
 from bundle.transforms import CheckVolumed
+from monai.transforms import Compose, EnsureChannelFirstd, Lambdad, LoadImaged
+from nibabel.filebasedimages import ImageFileError
 from tests.data.scans import noise_volume, write_nifti
 
 LOAD = Compose(

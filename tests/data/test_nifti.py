@@ -11,11 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from nibabel.filebasedimages import ImageFileError
-
 from bundle.data.nifti import read_header, read_nifti, save_nifti, voxel_milliliters
 from bundle.data.reader import BROKEN_FILE, ScanReader
+from monai.data import MetaTensor
+from nibabel.filebasedimages import ImageFileError
 from tests.data.headers import QFORM, SFORM, SHAPE, header_of, nifti_bytes, noise, with_sizes, write_bytes
 
 ODD = {

@@ -12,7 +12,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-
 from bundle.data import phantoms
 from bundle.data.phantoms import ORGANS, write_phantoms
 from bundle.files import alone_in

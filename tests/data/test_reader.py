@@ -11,10 +11,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
-
 from bundle.data import reader
 from bundle.data.reader import FileError, ScanReader, in_words, load_volume, segment_names
+from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged
 from tests.data.headers import QFORM, SFORM, nifti_bytes, noise, with_sizes, write_bytes
 
 HAS_ITK = importlib.util.find_spec("itk") is not None
@@ -107,10 +106,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         r"this is a Git LFS pointer, not the file itself\. Fetch it with git lfs pull\.",
     ),
     "empty": (b"", r"the file is empty\. Copy it again\."),
-    "text": (
-        b"patient 7" * 50,
-        r"the file cannot be read \(ImageFileError: it does not begin with a NIfTI header",
-    ),
+    "text": (b"patient 7" * 50, r"the file cannot be read \(ImageFileError: it does not begin with a NIfTI header"),
     "RGB": (
         nifti_bytes(np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")]), **SFORM),
         r"a scan must hold one real number per voxel, got colors \(RGB\)",

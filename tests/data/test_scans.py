@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bundle.data.scans import (
     Split,
     dataset_name,
@@ -21,10 +20,7 @@ from bundle.data.scans import (
 )
 from tests.golden_data import golden_json
 
-IDS = {
-    "CHAOST2": [1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39],
-    "SABS": list(range(30)),
-}
+IDS = {"CHAOST2": [1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39], "SABS": list(range(30))}
 GOLDEN_FOLDS = [
     (dataset, shots, fold)
     for dataset, folds in golden_json("eval_protocol.json")["folds"].items()

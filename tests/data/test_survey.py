@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bundle.data import ScanDataset
 from bundle.data import reader as reading
 from bundle.data.survey import survey

@@ -14,7 +14,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.phantoms import write_phantoms

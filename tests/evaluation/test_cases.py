@@ -10,17 +10,16 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
-from monai.data import MetaTensor
-from monai.engines import IterationEvents
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-from PIL import Image
-
 from bundle.data import ScanReader
 from bundle.evaluation.cases import COLUMNS, CaseTable, read_cases
 from bundle.evaluation.handlers import SaveOverlays
 from bundle.files import write_csv
 from bundle.transforms import FitSlicesd, SliceLayoutd
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.engines import IterationEvents
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from PIL import Image
 from tests.processes import become
 
 ORGANS = {"liver": 1, "spleen": 2, "kidneys": 3}

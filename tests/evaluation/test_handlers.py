@@ -12,12 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from bundle.data import ScanReader
 from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
@@ -27,6 +21,11 @@ from bundle.files import write_csv
 from bundle.inference.resume import Resumption
 from bundle.transforms import FitSlicesd, SliceLayoutd
 from bundle.transforms.volumes import restore_grid
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.processes import become
 
 LIVER, SPLEEN = 1, 2

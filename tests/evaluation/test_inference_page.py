@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from bundle.evaluation.inference_page import WIDTH, write_page
 from bundle.files import write_csv
+from PIL import Image
 from tests.data.scans import write_nifti
 
 HEADER = ["scan", "organ", "voxels", "milliliters", "quality", "notice"]

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from monai.metrics import DiceMetric
-
 from bundle.evaluation.metrics import CaseMetrics, case_metrics
+from monai.metrics import DiceMetric
 from tests.golden_data import golden_arrays, golden_json
 
 SPACING = (2.0, 1.0, 5.0)

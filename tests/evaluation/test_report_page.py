@@ -15,10 +15,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from bundle.evaluation.report_page import COLORS, box_plot, write_report
 from bundle.evaluation.scores import Case, numbers
+from PIL import Image
 from tests.evaluation.test_scores import CASES, FIVE, RATED, case, rated, scans
 
 SVG = "{http://www.w3.org/2000/svg}"

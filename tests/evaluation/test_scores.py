@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pandas import DataFrame
-
 from bundle.evaluation.scores import (
     Case,
     cell,
@@ -20,6 +18,7 @@ from bundle.evaluation.scores import (
     typical_cases,
     unit_means,
 )
+from pandas import DataFrame
 
 
 def case(dice: float | None, **columns: str) -> dict[str, str]:

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from monai.handlers import MLFlowHandler
-
 from bundle.evaluation.tracking import TrackOverlays, close_tracking
+from monai.handlers import MLFlowHandler
 from tests.test_workflows import CONFIGS, INFER, ROOT, TRAIN, run_command
 
 

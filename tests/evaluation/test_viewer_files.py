@@ -11,9 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.evaluation.viewer_files import organ_colors, save_per_organ, save_segmentation, write_names, writer_of
+from monai.data import MetaTensor
 
 ORGANS = {"right kidney": 2, "blob": 300}
 # Oblique: rows to the back and a little up, columns to the left, slices up.

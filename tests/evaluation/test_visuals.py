@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from bundle.evaluation import visuals
 from bundle.evaluation.visuals import (
     COLORS,
@@ -22,6 +20,7 @@ from bundle.evaluation.visuals import (
     stacked,
     to_gray,
 )
+from PIL import Image
 
 GRAY = np.full((7, 10, 3), 100, dtype=np.uint8)
 

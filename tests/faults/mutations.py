@@ -12,8 +12,8 @@ import numpy as np
 
 SHAPE = (20, 24, 6)
 AFFINE = np.array([[-1.5, 0, 0, 20.0], [0, 1.4, 0, -30.0], [0, 0, 4.0, 7.0], [0, 0, 0, 1.0]])
+# Bytes of a NIfTI-1 header.
 HEADER = 352
-"""Bytes of a NIfTI-1 header."""
 
 FORMATS = (".nii", ".nii.gz") + ((".nrrd", ".mha") if find_spec("itk") else ())
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
-
 from bundle.data.loading import ScanError, read_scan
+from monai.bundle import ConfigParser
 from tests.faults.mutations import FORMATS, damaged, sound
 
 ROOT = Path(__file__).parents[2]
+# Seconds.
 HANGS_AFTER = 20
-"""Seconds."""
 
 
 def chain() -> Any:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-
 from bundle.data.cache import cached_scans
 from bundle.data.reader import ScanReader
 from bundle.transforms import FitSlicesd, SliceLayoutd, Superpixelsd, felzenszwalb_superpixels
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 
 def fill_cache(study: str, cache: str) -> None:

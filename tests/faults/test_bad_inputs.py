@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from bundle.__main__ import VERBS, main
 from bundle.command_line.configs import ROOT
 from bundle.command_line.values import KINDS
@@ -96,6 +95,7 @@ PARTS = [
     "training --learning_rate @nope", "inference --device tpux", "inference --device cuda:99", "training --device 5",
 ]  # fmt: skip
 
+# Config files, with what is wrong in them as their name.
 FILES = {
     "none.yaml": None,
     "empty.yaml": b"",
@@ -112,7 +112,6 @@ FILES = {
     "part.yaml": b"network_def::encoder::dept: 18\n",
     "kind.yaml": b"slice_size: [a, b]\n",
 }
-"""Config files, with what is wrong in them as their name."""
 
 CONFIG_FILES = [
     command.format(name)
@@ -125,6 +124,7 @@ CONFIG_FILES = [
     if not (name == "cyclic.yaml" and command.startswith("export"))  # it needs neither of the two
 ]  # fmt: skip
 
+# Wrong values by how the rule of their kind begins.
 WRONG: dict[str, list[str]] = {
     "a whole": ["a", "1.5", "-1", "True", "[1,2]", "$'a'"],
     "a number": ["a", "-1", "[1]"],
@@ -141,7 +141,6 @@ WRONG: dict[str, list[str]] = {
     "axis": ["up", "PLX", "5"],
     "a name": ["5", "{a:1}"],
 }
-"""Wrong values by how the rule of their kind begins."""
 
 
 def kinds() -> list[str]:
@@ -157,6 +156,7 @@ def kinds() -> list[str]:
     return commands
 
 
+# What inference reads: folders, annotated scans, files of prototypes, weights.
 DATA = [
     "--dataset_dir nowhere", "--dataset_dir empty", "--dataset_dir empty.yaml", "--support_dir nowhere",
     "--support_dir empty", "--support_image scans/images/phantom_00.nii.gz", "--support_label x.nii.gz",
@@ -165,7 +165,6 @@ DATA = [
     "--checkpoint none.pt", "--checkpoint scans", "--checkpoint truncated.pt", "--checkpoint empty.pt",
     "--checkpoint pointer.pt", "--checkpoint foreign.pt", "--checkpoint other.pt", "--checkpoint list.pt",
 ]  # fmt: skip
-"""What inference reads: folders, annotated scans, files of prototypes, weights."""
 
 INPUTS = [f"inference --configs smoke {words}" for words in DATA]
 

@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cross_validation.results import refuse_other_settings
 from bundle.inference.prototype_files import PrototypeRecord, read_prototypes, write_prototypes

@@ -8,13 +8,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-from scipy.spatial.transform import Rotation
-
 from bundle.data.nifti import save_nifti
 from bundle.data.reader import ScanReader
 from bundle.transforms import FitSlicesd, RestoreGridd, SliceLayoutd
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from scipy.spatial.transform import Rotation
 from tests.faults import trials
 
 pytestmark = pytest.mark.faults

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from bundle.data.phantoms import write_phantoms
 from bundle.files import UNFINISHED, remove_abandoned
 from bundle.monai_label.support import FindSupportd

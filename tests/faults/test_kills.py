@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-
 from bundle.data.phantoms import write_phantoms
 from bundle.provenance import tensors_hash
 from tests.faults import trials
@@ -26,8 +25,8 @@ from tests.faults.warm import Warm, gone
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
+# Columns of tables that no two runs share.
 TIMES = ("seconds", "episodes_per_second")
-"""Columns of tables that no two runs share."""
 
 
 @dataclass
@@ -116,8 +115,8 @@ def killed_often(study: Study, kind: str, count: int, random: np.random.Generato
     return folders
 
 
+# Kills with the other tests, and of the full trial.
 KINDS = {"training": (2, 25), "inference": (2, 25), "encoding": (1, 20), "cross_validation": (0, 5)}
-"""Kills with the other tests, and of the full trial."""
 
 
 @pytest.mark.parametrize("kind", KINDS)

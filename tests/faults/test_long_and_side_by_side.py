@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bundle.data.phantoms import write_phantoms
 from bundle.files import written_whole
 from tests.faults import trials

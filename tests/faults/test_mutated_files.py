@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.faults import trials
 from tests.faults.mutations import FORMATS
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
+# Megabytes that the whole trial may take above its first file; it loads ITK on the way.
 MOST_MEMORY = 400
-"""Megabytes that the whole trial may take above its first file; it loads ITK on the way."""
 
 
 @pytest.fixture(scope="module")

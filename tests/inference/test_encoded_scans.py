@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import bundle.inference.prototype_files
 import pytest
 import torch
-
-import bundle.inference.prototype_files
 from bundle.inference.encoded_scans import KEPT_STATES, AnnotatedScan, EncodedScans, PrototypeFolder
 from bundle.inference.matching import SliceMatching
 from bundle.inference.matching.slices import EncodedScan

@@ -10,42 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundle
 import pytest
 import torch
 import transformers
-from monai.bundle import ckpt_export, onnx_export
-from torch import Tensor, nn
-
-import bundle
 from bundle.__main__ import main
 from bundle.files import WriteError
 from bundle.inference import export as exporting
 from bundle.inference import export_command
-from bundle.inference.export import (
-    PrototypeSegmenter,
-    SliceEncoder,
-    export,
-    read_configs,
-    to_onnx,
-    to_torchscript,
-)
-from bundle.networks import (
-    ALPNet,
-    CosineClassifier,
-    PrototypeHead,
-    ResNetEncoder,
-    TopKClassifier,
-    TransformerEncoder,
-)
+from bundle.inference.export import PrototypeSegmenter, SliceEncoder, export, read_configs, to_onnx, to_torchscript
+from bundle.networks import ALPNet, CosineClassifier, PrototypeHead, ResNetEncoder, TopKClassifier, TransformerEncoder
 from bundle.networks.alpnet import reduce_mask, upsample
 from bundle.provenance import fingerprint
+from monai.bundle import ckpt_export, onnx_export
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [str(ROOT / "configs" / "inference.yaml"), str(ROOT / "configs" / "export.yaml")]
 Run = Callable[..., Tensor]
 
+# Slices, rows, columns; none is what a file is made with.
 SIZES = [(3, 64, 64), (1, 96, 128), (2, 50, 41)]
-"""Slices, rows, columns; none is what a file is made with."""
 
 
 @pytest.fixture(scope="module")
@@ -416,14 +401,8 @@ def test_importing_the_module_needs_no_onnx() -> None:
         (["encoder", "--format=trt"], "--format must be one of onnx, torchscript, got 'trt'."),
         (["encoder", "--output={d}/a.ts"], "--output must end in .onnx for --format onnx, got {d}/a.ts."),
         (["encoder", "--output={d}/model.pt/a.onnx"], "{d}/model.pt/a.onnx cannot be written ("),
-        (
-            ["encoder", "--output=5"],
-            "--output must be a text, got 5. Write a name that is a number",
-        ),
-        (
-            ["encoder", "--checkpoint"],
-            "--checkpoint has no value. Write --checkpoint",
-        ),
+        (["encoder", "--output=5"], "--output must be a text, got 5. Write a name that is a number"),
+        (["encoder", "--checkpoint"], "--checkpoint has no value. Write --checkpoint"),
         (["encoder", "--output={d}/a.onnx", "--checkpoint={d}/none.pt"], "no weights at {d}/none.pt."),
         (
             ["encoder", "--output={d}/a.onnx", "--checkpoint={d}/model.pt", "--network_def#encoder#depth=34"],
@@ -433,23 +412,11 @@ def test_importing_the_module_needs_no_onnx() -> None:
             ["encoder", "--output={d}/a.onnx", "--network_def#encoder#depth=7"],
             "depth must be 18, 34, 50 or 101, got 7.",
         ),
-        (
-            ["encoder", "--configs=preset_papr"],
-            "there is no config preset_papr. Give a path, or",
-        ),
+        (["encoder", "--configs=preset_papr"], "there is no config preset_papr. Give a path, or"),
         (["encoder", "--configs={d}/a.yaml,preset_paper"], "there is no config {d}/a.yaml. Give a path, or one of"),
-        (
-            ["encoder", "--configs=preset_paper,preset_x"],
-            "there is no config preset_x. Give a path, or one of",
-        ),
-        (
-            ["encoder", "--formt=onnx"],
-            "unknown key 'formt' in the command: ",
-        ),
-        (
-            ["encoder", "--zzz=1"],
-            "unknown key 'zzz' in the command: ",
-        ),
+        (["encoder", "--configs=preset_paper,preset_x"], "there is no config preset_x. Give a path, or one of"),
+        (["encoder", "--formt=onnx"], "unknown key 'formt' in the command: "),
+        (["encoder", "--zzz=1"], "unknown key 'zzz' in the command: "),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_sentence(folder: Path, words: list[str], sentence: str) -> None:

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import bundle.inference.features
 import pytest
 import torch
-from torch import Tensor
-
-import bundle.inference.features
 from bundle.inference.features import kept_features
+from torch import Tensor
 
 FEATURES = torch.randn(7, 5, 3, 4)
 

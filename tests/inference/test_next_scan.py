@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bundle.inference.next_scan import (
     Glance,
     Ranking,
@@ -20,6 +18,7 @@ from bundle.inference.next_scan import (
     report_ranking,
 )
 from bundle.inference.organ_shapes import OrganShape
+from torch import Tensor, nn
 
 
 def facing(*degrees: float) -> Glance:

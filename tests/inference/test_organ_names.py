@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.inference.matching import SliceMatching
 from bundle.inference.organ_names import names_of_labels
 from bundle.inference.support_library import SupportLibrary
+from monai.data import MetaTensor
 
 
 def test_organs_that_are_shown_have_the_names_of_their_files() -> None:

@@ -8,19 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bundle.inference.prototype_files
 import pytest
 import safetensors.torch
 import torch
-from monai.data import MetaTensor
-from torch import Tensor
-
-import bundle.inference.prototype_files
 from bundle.inference.matching import ChunkMatching, Matching, SliceMatching
 from bundle.inference.matching.slices import SliceSupport
 from bundle.inference.prototype_files import PrototypeRecord, read_prototypes, refuse_other_making, write_prototypes
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, ForegroundPrototypes, PrototypeHead, ResNetEncoder, TopKClassifier
 from bundle.provenance import tensors_hash
+from monai.data import MetaTensor
+from torch import Tensor
 
 SHOWN: dict[str, Any] = {"organs": ["liver"], "shapes": {"liver": [1, None]}, "profile": [0.5]}
 RECORD = PrototypeRecord({"liver": 1}, [{"name": "a", **SHOWN}, {"name": "b", **SHOWN}], {"encoder": "f00d"})

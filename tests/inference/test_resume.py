@@ -13,15 +13,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
-from monai.data import MetaTensor
-
 from bundle import distributed
 from bundle.data.nifti import save_nifti
 from bundle.evaluation.handlers import SaveMasks
 from bundle.inference.resume import Resumption
 from bundle.networks import ALPNet
 from bundle.transforms import ClipTopd
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from tests.evaluation.test_handlers import table
 
 SCANS = [{"image": f"/data/{name}.nii.gz"} for name in ("scan_2", "scan_10", "scan_3")]  # not by name

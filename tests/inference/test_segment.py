@@ -7,19 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bundle
 import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
-from monai.data import MetaTensor
-
-import bundle
 from bundle.data.in_memory import as_volume, mask_like
 from bundle.data.loading import ScanError
 from bundle.data.phantoms import write_phantoms
 from bundle.data.reader import load_volume
 from bundle.inference import segment as module
+from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
 from tests.data.scans import noise_volume, write_nifti
 
 CONFIGS = Path(__file__).parents[2] / "configs"

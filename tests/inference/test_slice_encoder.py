@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from bundle.inference.slice_encoder import SliceEncoder, version_of
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import AlignedALPNet, ALPNet, ResNetEncoder
+from torch import Tensor
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4}
 
+# How ``torch.optim.SGD`` of train.yaml may be set; it ships fused.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True, **SGD},
     "foreach": {"foreach": True, **SGD},
     "plain": {"foreach": False, **SGD},
 }
-"""How ``torch.optim.SGD`` of train.yaml may be set; it ships fused."""
 
 
 def small_network(train_batch_norm: bool = True) -> ALPNet:

@@ -6,18 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import bundle.inference.features
 import pytest
 import torch
-from monai.data import MetaTensor, decollate_batch
-from torch import Tensor, nn
-
-import bundle.inference.features
 from bundle.inference.matching import ChunkMatching, Matching, SliceMatching
 from bundle.inference.matching.chunks import ChunkSupport, OrganPrototypes
 from bundle.inference.matching.slices import SliceSupport
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.networks import ALPNet, ClassPrototype, PrototypeHead, ResNetEncoder, TopKClassifier
 from bundle.transforms import LargestComponentsd
+from monai.data import MetaTensor, decollate_batch
+from torch import Tensor, nn
 
 
 class Intensities(nn.Module):
@@ -92,9 +91,7 @@ def test_an_organ_that_the_query_does_not_have_is_not_found_in_the_paper_protoco
     assert bool((scores[:, 1] < 0).all())
 
 
-def test_each_query_slice_is_encoded_once_for_all_organs_and_the_support_once_for_all_queries(
-    network: ALPNet,
-) -> None:
+def test_each_query_slice_is_encoded_once_for_all_organs_and_the_support_once_for_all_queries(network: ALPNet) -> None:
     inferer = VolumeInferer([scan(0)], slice_batch=5)
     inferer(scan(5)["image"][None], network)
     after_first = network.encoder.images

@@ -9,13 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import requests
-
-from tests.monai_label.server import (
-    Server,
-    claim,
-    dice_with,
-    drawn_label,
-)
+from tests.monai_label.server import Server, claim, dice_with, drawn_label
 
 
 def check_drawings(server: Server, truths: dict[str, Path], organs: list[str]) -> None:

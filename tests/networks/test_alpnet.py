@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bundle.networks import AlignedALPNet, ALPNet, ClassPrototype, PrototypeHead, ResNetEncoder, TopKClassifier
 from bundle.networks.alpnet import reduce_mask
+from torch import Tensor, nn
 
 
 def square(top: int, left: int) -> Tensor:

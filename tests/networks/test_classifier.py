@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from bundle.networks import CosineClassifier, TopKClassifier
+from torch import Tensor
 
 CLASSIFIERS = [CosineClassifier, TopKClassifier]
 

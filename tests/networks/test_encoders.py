@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
 from bundle.networks import ALPNet, ResNetEncoder, load_network
+from torch import nn
 
 ENCODERS = [(depth, stage) for depth in (18, 34, 50, 101) for stage in ("layer3", "layer4")]
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bundle.networks import (
     AlignedALPNet,
     ALPNet,
@@ -25,6 +23,7 @@ from bundle.networks.alpnet import reduce_mask, upsample
 from bundle.networks.prototypes import masked_average_pool
 from bundle.training.losses import EpisodeLoss, alignment_loss
 from tests.golden_data import golden_arrays, golden_json
+from torch import Tensor, nn
 
 # Sum in the authors' order: with two threads the last bit differs, and an argmax three steps on flips.
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from bundle.networks import BackgroundPrototypes, ClassPrototype, ForegroundPrototypes, LocalPrototypes
 from bundle.networks.prototypes import masked_average_pool
+from torch import Tensor, nn
 
 POOLINGS = [ClassPrototype, LocalPrototypes, ForegroundPrototypes, BackgroundPrototypes]
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-
 from bundle.networks import TransformerEncoder
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}

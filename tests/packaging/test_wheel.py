@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from bundle import root
 from tests.packaging.installed import ROOT, Environment, build, copy_of_the_checkout, install, unpacked
 

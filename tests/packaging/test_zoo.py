@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from monai.bundle import load
-
 from tests.packaging.installed import ROOT
 
 NAME = "abdominal_mr_fewshot_segmentation"

@@ -15,22 +15,21 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from bundle.__main__ import main
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pydicom.valuerep import DS
 
-from bundle.__main__ import main
-
 Vector = tuple[float, float, float]
 
+# Organ id -> center in RAS coordinates and radius, mm.
 ORGANS: dict[int, tuple[Vector, float]] = {
     1: ((28.0, 12.0, 8.0), 18.0),  # liver: right, front, high
     2: ((24.0, -22.0, -14.0), 10.0),  # right kidney: back, lowest
     3: ((-22.0, -24.0, -6.0), 10.0),  # left kidney
     4: ((-32.0, -6.0, 14.0), 9.0),  # spleen: left, highest
 }
-"""Organ id -> center in RAS coordinates and radius, mm."""
 
 GRAYS = {0: 0, 1: 63, 2: 126, 3: 189, 4: 252}
 

@@ -11,7 +11,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-
 from bundle.__main__ import VERBS
 from bundle.prepare import commands
 from tests.prepare.downloads import run, said, write_chaos_mr, write_plain
@@ -65,10 +64,7 @@ def test_a_commands_help_lists_every_option_with_its_default_and_an_example(
         (["chaos", "--source={s}"], "--target must be a folder, got nothing."),
         (["chaos", "{s}", "{t}"], "belongs to no option of prepare chaos. Its options: --source, --target, --part, "),
         (["chaos", "--source={s}", "--target={t}", "--part=t1"], "--part must be one of mr, ct, got 't1'."),
-        (
-            ["chaos", "--source={s}", "--target={t}", "--nopart"],
-            "--part has no value. Write --part <value>.",
-        ),
+        (["chaos", "--source={s}", "--target={t}", "--nopart"], "--part has no value. Write --part <value>."),
         (["chaos", "--source={s}", "--target={t}", "--arithmetic=old"], "--arithmetic must be one of clean, reference"),
         (["btcv", "--source={s}", "--target={t}", "--part=ct"], "prepare btcv has no option --part."),
         (

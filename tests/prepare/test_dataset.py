@@ -13,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bundle
 import nibabel
 import numpy as np
 import pytest
-
-import bundle
 from bundle.data import list_scans
 from bundle.prepare import dataset
 from tests.prepare.downloads import (
@@ -150,12 +149,7 @@ def test_a_stop_leaves_whole_files_and_the_next_run_resumes(
         patch.setattr(nibabel, "save", stop_in_the_middle)
         assert run("nifti", source=source, target=target) == 130
     assert [scan["name"] for scan in record_of(target)["scans"]] == ["scan_1"]
-    assert set(tree(target)) == {
-        "dataset.json",
-        "images/scan_1.nii.gz",
-        "images/scan_2.nii.gz",
-        "labels/scan_1.nii.gz",
-    }
+    assert set(tree(target)) == {"dataset.json", "images/scan_1.nii.gz", "images/scan_2.nii.gz", "labels/scan_1.nii.gz"}
     first = times(target / "labels")
     assert run("nifti", source=source, target=target) == 0
     assert first[str(target / "labels" / "scan_1.nii.gz")] == times(target)[str(target / "labels" / "scan_1.nii.gz")]

@@ -9,11 +9,10 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
-
 from bundle.prepare.dicom import read_stack
 from bundle.prepare.sources import CHAOS_MR_GRAYS, open_chaos
 from bundle.transforms import SliceLayoutd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from tests.prepare.downloads import (
     ORGANS,
     Acquisition,

@@ -9,12 +9,11 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-
 from bundle.prepare import recipes
 from bundle.prepare.recipes import Recipe, ct_recipe, mr_recipe, nifti_recipe
 from bundle.transforms import SliceLayoutd, reference
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from tests.golden_data import golden_arrays, golden_json
 from tests.prepare.downloads import (
     ORGANS,

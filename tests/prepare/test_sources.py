@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from bundle.prepare import sources
 from bundle.prepare.sources import open_btcv, open_chaos, open_mscmr, open_nifti, read_files
 from tests.prepare.downloads import write_btcv, write_chaos_ct, write_chaos_mr, write_mscmr, write_plain

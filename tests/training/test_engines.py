@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
-from monai.data import DataLoader
-from monai.handlers import MeanDice
-from torch import nn
-
 from bundle import distributed
 from bundle.data import ScanError
 from bundle.evaluation.metrics import OrganDice
 from bundle.inference.engines import PrepareScan, ScanEvaluator
 from bundle.training.engines import PrepareEpisode, ValidateAtEnds
+from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from monai.handlers import MeanDice
 from tests.processes import become
+from torch import nn
 
 
 def test_an_episode_is_sorted_into_input_target_and_support() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from bundle.data.phantoms import write_phantoms
+from bundle.training.federated import weights_folder
 from monai.bundle import ConfigParser
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
-
-from bundle.data.phantoms import write_phantoms
-from bundle.training.federated import weights_folder
 from tests.test_workflows import ROOT
 
 Weights = dict[str, torch.Tensor]

@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-
 from bundle import distributed
 from bundle.data import EpisodeSampler
 from bundle.training import checkpoints, handlers
 from bundle.training.checkpoints import Checkpoints
 from bundle.training.handlers import MeanLoss, ProgressBar, StopOnBrokenLoss, TrainingLog, loss_of
+from ignite.engine import Engine, Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.processes import become
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 EPOCHS, EPOCH_LENGTH = 3, 4
 

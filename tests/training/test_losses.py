@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from bundle.training.losses import EpisodeLoss, alignment_loss
 
 

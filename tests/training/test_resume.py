@@ -11,7 +11,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-
 from bundle.command_line.errors import sentence_of
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.handlers import SaveMasks

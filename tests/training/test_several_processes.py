@@ -16,10 +16,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cases import read_cases
+from monai.bundle import ConfigParser
 from tests.test_workflows import CONFIGS, ROOT, assert_equal_states, command, workflow
 
 __all__ = ["command"]

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
-from torch import Tensor
-
 from bundle.transforms.annotated import IGNORED, annotated_slices, checked_annotated, mark_ignored
+from torch import Tensor
 
 
 def label_of(areas: Sequence[int], organ: int = 3) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from bundle.transforms.augmentation import Augmentation, View, change_gamma, warp_affine, warp_elastic
 
 HEIGHT, WIDTH = 48, 72

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 from bundle.transforms.components import count_components, largest_components
+from torch import Tensor
 
 
 def mask_of(*sizes: int) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from bundle.transforms.augmentation import Augmentation, View, change_gamma, warp_affine, warp_elastic
 from bundle.transforms.superpixels import Superpixelsd, body_mask, felzenszwalb_superpixels
 from tests.golden_data import golden_arrays, golden_json

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.transforms.intensity import ClipTopd, Region, Standardized, WindowCTd, read_statistics, statistics_file
+from monai.data import MetaTensor
 
 AFFINE = torch.diag(torch.tensor([-0.8, 1.1, 5.0, 1.0])).double()
 

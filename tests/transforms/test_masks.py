@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd, organ_masks, scores_to_label
 from monai.data import MetaTensor
 from torch import Tensor
-
-from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd, organ_masks, scores_to_label
 
 
 def scores_of(*organs: list[float]) -> Tensor:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
-
 from bundle.transforms import AssessScoresd
 from bundle.transforms.notices import Expected, expected_organs, intensity_profile, organ_notices, scan_notices
+from monai.data import MetaTensor
 
 TWO_PARTS = torch.tensor([1, 1, 1, 0, 1, 1, 1], dtype=torch.bool)[:, None, None]
 SMALL = "{} ml is less than a third of the annotated scans' {} ml"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from bundle.transforms import reference
 from tests.golden_data import golden_arrays, golden_json
 

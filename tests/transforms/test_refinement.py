@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bundle.transforms import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
-
-from bundle.transforms import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 
 REFINEMENTS = [SmoothAcrossSlicesd, GuidedScoresd, LargestComponentsd, AssessScoresd]
 

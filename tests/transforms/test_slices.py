@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, support_slices, to_network
 from tests.golden_data import golden_json
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from bundle.transforms.superpixels import (
     SliceSegmenter,
     Superpixelsd,
@@ -16,6 +14,7 @@ from bundle.transforms.superpixels import (
     number_superpixels,
     slic_superpixels,
 )
+from torch import Tensor
 
 
 def quarters(image: np.ndarray) -> np.ndarray:

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bundle.data import ScanReader
+from bundle.transforms.checks import CheckLabeld, CheckVolumed
+from bundle.transforms.padding import CropPaddingd
+from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
-
-from bundle.data import ScanReader
-from bundle.transforms.checks import CheckLabeld, CheckVolumed
-from bundle.transforms.padding import CropPaddingd
-from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 
 SHAPE = (36, 44, 12)
 BLOCK = (slice(9, 25), slice(14, 35), slice(3, 8))  # off-center along every axis

@@ -19,8 +19,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from tqdm import tqdm
-
 from bundle.command_line.checks import check_positive_integers, refuse_file, switch
 from bundle.data.exclusion import checked_setting
 from bundle.data.scans import fold_of, list_scans
@@ -28,6 +26,7 @@ from bundle.evaluation.cross_validation.processes import Processes, default_jobs
 from bundle.evaluation.cross_validation.results import described_by, read_settings, refuse_other_settings, write_results
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import alone_in
+from tqdm import tqdm
 
 NUM_FOLDS = 5
 

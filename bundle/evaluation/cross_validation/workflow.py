@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser
-
 from bundle.command_line.checks import refuse_missing_device
 from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import read_json, safe_name
 from bundle.provenance import file_record
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
 
 PROTOCOLS = ("paper", "volume")
 
 EVALUATE = str(ROOT / "configs" / "evaluate.yaml")
 
+# Keys that may change when a cross-validation is resumed: they affect no result, or each unit sets its own.
 NOT_SETTINGS = (
     *("bundle_root", "output_dir", "cache_dir", "ckpt_dir", "dataset_dir", "device", "num_workers", "resume"),
     *("fold", "seed", "protocol", "test_organs", "val_interval", "checkpoint_interval"),
@@ -39,7 +39,6 @@ NOT_SETTINGS = (
         "_meta_",
     ),
 )
-"""Keys that may change when a cross-validation is resumed: they affect no result, or each unit sets its own."""
 
 
 @dataclass(frozen=True)

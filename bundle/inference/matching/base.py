@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
-
 from bundle.inference.organ_shapes import OrganShape
 from bundle.networks.alpnet import PrototypeHead
+from torch import Tensor
 
+# Features ``(D, h, w)`` of each slice of a volume, in order; also a tensor ``(Z, D, h, w)``.
 Features = Tensor | Sequence[Tensor]
-"""Features ``(D, h, w)`` of each slice of a volume, in order; also a tensor ``(Z, D, h, w)``."""
 
+# Maps slice numbers to the features of these slices.
 Encode = Callable[[Sequence[int]], Features]
-"""Maps slice numbers to the features of these slices."""
 
+# First and last slice of each organ in the query; ``None`` if the query does not show the organ.
 Extents = Mapping[int, tuple[int, int] | None]
-"""First and last slice of each organ in the query; ``None`` if the query does not show the organ."""
 
 
 class Support(ABC):

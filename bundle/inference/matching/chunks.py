@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.annotated import IGNORED
 from bundle.transforms.slices import chunks_by_position, chunks_of_extent, organ_slices, organs_of, support_slices
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from bundle.inference.matching.base import Encode, Extents, Features, Matching, Support, check_tensors
 from bundle.networks.alpnet import PrototypeHead, reduce_mask
 from bundle.transforms.annotated import IGNORED
 from bundle.transforms.slices import organ_slices, organs_of, support_slices
+from torch import Tensor
 
+# The id of the background class.
 BACKGROUND = 0
-"""The id of the background class."""
 
 
 @dataclass(frozen=True)

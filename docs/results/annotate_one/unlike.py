@@ -11,9 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from monai.data import MetaTensor
-
 from bundle.command_line.configs import parsed
+from monai.data import MetaTensor
 
 
 def main(folders: list[str]) -> None:

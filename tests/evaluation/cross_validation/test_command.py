@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
-
 from bundle.data.phantoms import write_phantoms
 from bundle.evaluation.cases import read_cases
 from bundle.evaluation.cross_validation.commands import CrossValidation
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[3]
 FOLDS = "[0,1]"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from bundle.evaluation.cross_validation.processes import Processes, default_jobs, ending_together
 
 

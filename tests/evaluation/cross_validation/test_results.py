@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bundle.evaluation.cases import read_cases, write_cases
 from bundle.evaluation.cross_validation.results import (
     described_by,

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fire.parser import DefaultParseValue
-
 from bundle.evaluation.cases import COLUMNS
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import write_csv
+from fire.parser import DefaultParseValue
 
 CHAOS = ["data_chaos_t2", "preset_fast_cpu"]
 

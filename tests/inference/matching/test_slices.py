@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from bundle.inference.matching import ChunkMatching, Extents, SliceMatching
 from bundle.inference.matching.slices import BACKGROUND, EncodedScan
 from bundle.networks import BackgroundPrototypes, ForegroundPrototypes, PrototypeHead, TopKClassifier
 from bundle.transforms.annotated import IGNORED
 from bundle.transforms.masks import scores_to_label
+from torch import Tensor, nn
 
 # --- whole scans, whose answer is known ------------------------------------------------------------------------------
 
@@ -313,8 +312,7 @@ def named(*values: float) -> list[dict[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("slices", "expected"),
-    [(1, [[4.0], [1.0]]), (2, [[12.0], [3.0]]), (3, [[14.0], [11.0]]), (4, [[15.0], [15.0]])],
+    ("slices", "expected"), [(1, [[4.0], [1.0]]), (2, [[12.0], [3.0]]), (3, [[14.0], [11.0]]), (4, [[15.0], [15.0]])]
 )
 def test_the_slices_most_alike_speak(slices: int, expected: list[list[float]]) -> None:
     support = encoded(*named(1, 2, 4, 8), like=(3, 2, 0, 1))
