@@ -251,6 +251,40 @@ def test_a_label_whose_file_is_gone_is_no_annotation(store: Store) -> None:
     assert [a.scan for a in submitted_annotations()] == ["a", "b"]
 
 
+def rebuilt(read: Any, *, empty: Any) -> Any:
+    """Let a datastore's list fail at the first call and be empty at the second: another thread fills it again."""
+    calls = []
+
+    def listed(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyError("final")
+        return empty if len(calls) == 2 else read(*args)
+
+    return listed
+
+
+def test_labels_are_found_while_the_datastore_is_rebuilt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "get_labeled_images", rebuilt(store.get_labeled_images, empty=[]))
+    assert [a.scan for a in submitted_annotations()] == ["a", "b"]
+
+
+def test_entries_are_kept_while_the_datastore_is_rebuilt(
+    studies: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.images["c"] = {"organ_entries": {"pancreas": 5}}
+    store.infos = {"a": named("aorta")}
+    monkeypatch.setattr(store, "list_images", rebuilt(store.list_images, empty=[]))
+    monkeypatch.setattr(store, "update_image_info", rebuilt(store.update_image_info, empty=None))
+    assert ids_of(studies) == {"a": {"1": 6}}
+    assert store.images["a"] == {"organ_entries": {"aorta": 6}}
+
+
+def test_the_scans_are_ranked_while_the_datastore_is_rebuilt(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "list_images", rebuilt(store.list_images, empty=[]))
+    assert [Path(scan).name for scan in datastore.all_scans()] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
 def named(*organs: str) -> dict[str, Any]:
     """What Slicer submits with a label of these segments."""
     return {"label_info": [{"name": name, "idx": idx} for idx, name in enumerate(organs, start=1)]}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bundle.data.scans import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE
@@ -15,13 +16,17 @@ from bundle.monai_label.organs import known_organs, merged_entries, organ_name, 
 # The server's part, where it runs: imported here and not in a call, because it takes the bundle off the path again.
 try:
     from monailabel.datastore.local import LocalDatastore
+    from monailabel.interfaces.exception import ImageNotFoundException
     from monailabel.interfaces.utils.app import app_instance
 except ImportError:
     LocalDatastore = app_instance = None
+    ImageNotFoundException = KeyError
 try:
     import pydicom
 except ImportError:
     pydicom = None  # type: ignore[assignment]
+
+Found = TypeVar("Found")
 
 # In a scan's info: which entries its organs were given, by name.
 ENTRIES = "organ_entries"
@@ -54,19 +59,37 @@ def submitted_annotations() -> list[Annotation]:
     if store is None:
         studies = os.environ.get("MONAI_LABEL_STUDIES")
         return _labels_of_folder(Path(studies)) if studies else []
-    infos = {scan: dict(store.get_label_info(scan, "final") or {}) for scan in _labeled(store)}
-    order = sorted(infos, key=lambda scan: (infos[scan].get("ts", 0), scan))
-    return [a for scan in order if Path((a := _annotation(store, scan, infos[scan])).label).is_file()]
+    if type(store) is not LocalDatastore:
+        # An archive's own list is minutes old, and its labels' files are known by other ids: it is asked to fetch all
+        # labels into its folder, and what lies there counts.
+        store.datalist()
+    return [annotation for annotation in _settled(lambda: _listed(store)) if Path(annotation.label).is_file()]
 
 
-def _labeled(store: Any) -> list[str]:
-    """Return the ids of the scans with a final label.
+def _settled(read: Callable[[], Found]) -> Found:
+    """Return what is read twice alike.
 
-    An archive's own list is minutes old, and its labels' files are known by other ids: it is asked to fetch all labels
-    into its folder, and what lies there counts.
+    After each change of a file the datastore clears its lists and fills them again, in another thread: what is read
+    meanwhile lacks scans, or fails.
     """
-    store.datalist()
-    return list(_local(store).get_labeled_images(store, "final"))
+    last: Any = None
+    for _ in range(100):
+        try:
+            now = read()
+        except (KeyError, RuntimeError, ImageNotFoundException):
+            now = None
+        if now is not None and now == last:
+            return now
+        last = now
+        time.sleep(0.002)
+    return read()
+
+
+def _listed(store: Any) -> list[Annotation]:
+    labeled = list(_local(store).get_labeled_images(store, "final"))
+    infos = {scan: dict(store.get_label_info(scan, "final") or {}) for scan in labeled}
+    order = sorted(infos, key=lambda scan: (infos[scan].get("ts", 0), scan))
+    return [_annotation(store, scan, infos[scan]) for scan in order]
 
 
 def _local(store: Any) -> Any:
@@ -104,26 +127,35 @@ def organ_entries(annotations: Sequence[Annotation]) -> dict[str, int]:
         annotations: The server's annotated scans.
     """
     store = _datastore()
-    every = [scan.get(ENTRIES) or {} for scan in _image_infos(store)]
+    every = [] if store is None else _settled(lambda: _entries_of_scans(store))
     names = [organ_name(name) for a in annotations for _, name in sorted(a.names.items())]
     given = with_new_entries(merged_entries([*every, *(a.entries for a in annotations)]), names)
     for annotation in annotations:
         own = {name: given[name] for name in map(organ_name, annotation.names.values()) if name in given}
         if store is not None and not own.items() <= annotation.entries.items():
-            store.update_image_info(annotation.scan, {ENTRIES: {**annotation.entries, **own}})
+            _remember(store, annotation.scan, {**annotation.entries, **own})
     return {**known_organs(), **given}
 
 
-def _image_infos(store: Any) -> list[Mapping[str, Any]]:
-    """Return what the datastore knows of each scan, the first one's first: a scan without a label may know an organ."""
-    return [] if store is None else [store.get_image_info(image) or {} for image in sorted(store.list_images())]
+def _remember(store: Any, scan: str, entries: Mapping[str, int]) -> None:
+    def remembered() -> bool:
+        store.update_image_info(scan, {ENTRIES: dict(entries)})
+        return (store.get_image_info(scan) or {}).get(ENTRIES) == entries
+
+    _settled(remembered)
+
+
+def _entries_of_scans(store: Any) -> list[Mapping[str, int]]:
+    """Return the entries that each scan remembers, in the order of ids: a scan without a label may remember some."""
+    infos = [store.get_image_info(image) or {} for image in sorted(store.list_images())]
+    return [info.get(ENTRIES) or {} for info in infos]
 
 
 def all_scans() -> list[str]:
     """Return every scan of the server."""
     store = _datastore()
     if store is not None:
-        return [str(store.get_image_uri(image_id)) for image_id in sorted(store.list_images())]
+        return _settled(lambda: [str(store.get_image_uri(image_id)) for image_id in sorted(store.list_images())])
     return [scan[IMAGE] for scan in unlabeled_scans(os.environ.get("MONAI_LABEL_STUDIES"))]
 
 

@@ -281,7 +281,7 @@ def main() -> None:
             claim("the server stops cleanly", server.stop() == 0)
         finally:
             server.process.kill()
-            if failures:
+            if failures or sys.exc_info()[0]:
                 print((work / "server.log").read_text()[-6000:])
     print(f"{len(failures)} claims failed" if failures else "all claims hold")
     sys.exit(1 if failures else 0)
