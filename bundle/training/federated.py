@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from bundle.command_line.errors import is_command
+import inspect
+from types import CodeType
+
+from monai.fl.client import MonaiAlgo
 
 
-def weights_folder(folder: str, bundle_root: str, run_name: str | None) -> str:
+def weights_folder(folder: str, bundle_root: str) -> str:
     """Return where a training writes ``model.pt``.
 
     ``MonaiAlgo`` sends ``models/model.pt`` of the client's copy of the bundle to the server, so a client writes its
-    weights there. A client is recognized by ``run_name``, which ``MonaiAlgo`` sets and no command of the bundle needs.
+    weights there. Any other training, also one with a ``run_name`` that a program of the user starts, leaves the
+    shipped weights alone.
 
     Args:
         folder: The folder for any other training.
         bundle_root: The client's copy of the bundle.
-        run_name: The name that ``MonaiAlgo`` gives to the client's run; ``None`` otherwise.
     """
-    return folder if run_name is None or is_command() else f"{bundle_root}/models"
+    return f"{bundle_root}/models" if _called_from(MonaiAlgo.initialize.__code__) else folder
+
+
+def _called_from(code: CodeType) -> bool:
+    """Tell whether a function is on the stack: a client's names and keys are those of any other workflow."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None

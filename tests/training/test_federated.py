@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bundle.data.phantoms import write_phantoms
-from bundle.training.federated import weights_folder
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -97,11 +96,20 @@ def dice(algo: MonaiAlgo, weights: Weights) -> float:
     return float(algo.evaluate(sent(weights)).metrics["val_mean_dice"])
 
 
-def test_a_federated_client_writes_its_weights_where_the_server_asks_for_them() -> None:
-    assert weights_folder("eval", "client", run_name="hospital_20260101") == "client/models"
-
-
-def test_any_other_training_leaves_the_shipped_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert weights_folder("eval", "client", run_name=None) == "eval"
-    monkeypatch.setattr("sys.argv", ["/anywhere/bundle/__main__.py"])
-    assert weights_folder("eval", "client", run_name="tracked") == "eval"
+def test_any_other_training_leaves_the_shipped_weights_alone(tmp_path: Path) -> None:
+    """Whatever its run is called: experiment tracking of a program of the user sets a name, too."""
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs" / "train.yaml"),
+        workflow_type="train",
+        bundle_root=str(tmp_path),
+        dataset_dir=str(write_phantoms(tmp_path / "scans", size=[64, 64, 6], unlabeled=2, labeled=2)),
+        run_name="tracked_20260101_120000",
+        max_epochs=1,
+        epoch_length=1,
+        **SMALL,
+    )
+    workflow.initialize()
+    workflow.run()
+    assert (tmp_path / "models" / "model.pt").read_bytes() == (ROOT / "models" / "model.pt").read_bytes()
+    assert (tmp_path / "eval" / "model.pt").is_file()
