@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from bundle.root import import_root
+from bundle.root import module_command
 
 
 def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, float]:
@@ -27,11 +27,8 @@ def run_child(module: str, settings: dict[str, Any], threads: int) -> dict[str, 
     Raises:
         ValueError: If the process fails; the message ends with its last lines of output.
     """
-    start = (
-        f"import runpy, sys; sys.path[0] = {str(import_root())!r}; runpy.run_module({module!r}, run_name='__main__')"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", start, json.dumps(settings)],
+        [*module_command(module), json.dumps(settings)],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,

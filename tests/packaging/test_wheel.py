@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bundle import root
+from bundle.data.phantoms import write_phantoms
 from tests.packaging.installed import ROOT, Environment, build, copy_of_the_checkout, install, unpacked
 
 pytestmark = pytest.mark.slow
@@ -106,16 +107,41 @@ def test_an_installed_bundle_exports(environment: Environment, workplace: Path) 
 
 
 def test_a_folder_of_the_user_with_the_name_of_the_package_changes_nothing(
-    environment: Environment, workplace: Path, tmp_path: Path
+    environment: Environment, tmp_path: Path
 ) -> None:
-    """As long as it is no package itself: ``python -m`` looks into the working folder first; ``alpnet`` does not."""
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "notes.txt").write_text("mine")
     assert "segment scans" in environment.run("-m", "bundle", "--help", cwd=tmp_path).stdout
+
+
+@pytest.fixture
+def package_of_the_user(tmp_path: Path) -> Path:
+    """A working folder with a package that has the name of ours: ``python -m bundle`` finds it first."""
+    (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "__init__.py").write_text("raise RuntimeError('not this one')")
-    done = environment.run("alpnet", "training", *SMOKE, cwd=tmp_path)
+    return tmp_path
+
+
+def test_beside_a_package_of_the_user_alpnet_trains_and_segments(
+    environment: Environment, package_of_the_user: Path
+) -> None:
+    assert "not this one" in environment.run("-m", "bundle", "--help", cwd=package_of_the_user).stderr
+    done = environment.run("alpnet", "training", *SMOKE, "--num_workers", "1", cwd=package_of_the_user)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "eval" / "model.pt").is_file()
+    words = ("--dataset_dir", "eval/phantom", *support_of(package_of_the_user))
+    done = environment.run("alpnet", "inference", *SMOKE, *words, cwd=package_of_the_user)
+    assert done.returncode == 0, done.stderr
+    assert (package_of_the_user / "eval" / "inference" / "masks" / "phantom_03.nii.gz").is_file()
+
+
+def test_beside_a_package_of_the_user_the_processes_of_alpnet_find_their_own(
+    environment: Environment, package_of_the_user: Path
+) -> None:
+    write_phantoms(package_of_the_user / "study", unlabeled=0, labeled=6, size=(64, 64, 6))
+    words = ("--dataset_dir", "study", "--folds", "0", "--untrained", "true", "--output_dir", "folds")
+    done = environment.run("alpnet", "cross_validation", "run", "--configs", "smoke", *words, cwd=package_of_the_user)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (package_of_the_user / "folds" / "table.md").is_file()
 
 
 def test_a_checkout_has_its_configs_beside_the_package() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import ROOT, config_paths
 from bundle.files import read_json, safe_name
 from bundle.provenance import file_record
+from bundle.root import module_command
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
@@ -201,7 +201,7 @@ def method_name(configs: Sequence[str], untrained: bool = False, weights_of: Pat
 
 
 def _command(run_id: str, files: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
-    return [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(list(files)), *_as_words(keys)]
+    return [*module_command("monai.bundle"), "run", run_id, "--config_file", str(list(files)), *_as_words(keys)]
 
 
 def _parsed(files: Sequence[str], keys: Mapping[str, Any]) -> ConfigParser:

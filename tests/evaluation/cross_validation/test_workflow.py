@@ -9,6 +9,7 @@ import pytest
 from bundle.evaluation.cases import COLUMNS
 from bundle.evaluation.cross_validation.workflow import PROTOCOLS, Unit, Workflow, method_name
 from bundle.files import write_csv
+from bundle.root import module_command
 from fire.parser import DefaultParseValue
 
 CHAOS = ["data_chaos_t2", "preset_fast_cpu"]
@@ -26,7 +27,7 @@ def commands(workflow: Workflow, one: Unit) -> list[dict[str, str]]:
     """Return the commands as keys and values, with the run's name under ``run``."""
     found = []
     for words in workflow.commands(one, Path("cache"), "ours"):
-        assert words[1:4] == ["-m", "monai.bundle", "run"]
+        assert words[:4] == [*module_command("monai.bundle"), "run"]
         found.append({"run": words[4], **dict(zip(words[5::2], words[6::2], strict=True))})
     return found
 
