@@ -28,7 +28,8 @@ ALLOWED = {
     "networks": {"provenance", "tensor_files"},
     "data": {"keys", "files", "distributed", "provenance", "transforms"},
     "inference": {"command_line", "data", "distributed", "files", "keys", "networks", "provenance", "transforms"},
-    "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "provenance", "transforms"},
+    "evaluation": {"command_line", "data", "distributed", "files", "inference", "keys", "provenance", "root"}
+    | {"transforms"},
     "training": {"command_line", "distributed", "evaluation", "inference", "keys", "provenance", "tensor_files"},
     "prepare": {"command_line", "data", "files", "keys", "provenance", "transforms"},
     "command_line": {"files", "root"},
