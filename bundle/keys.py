@@ -28,6 +28,9 @@ ORGAN_IDS = "organ_ids"
 # In the meta of an image: the files of its own annotated scans, used in place of the config's.
 SUPPORT = "support"
 
+# In the meta of an image that is a DICOM series: its files, in the order of the slices.
+SERIES = "series"
+
 # A predicted label map ``(1, H, W, Z)`` on the network's grid, for pictures.
 NETWORK_LABEL = "network_label"
 

@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": PATH.or_null(),
     "num_components": COUNT.or_null(),
     "dry_run": SWITCH,
-    "output_format": _choice("nifti", "seg.nrrd", "per_organ"),
+    "output_format": _choice("nifti", "seg.nrrd", "dicom_seg", "per_organ"),
     "least_explained": POSITIVE.or_null(),
     "precision": _choice("float32", "bfloat16"),
     "slice_batch": COUNT,

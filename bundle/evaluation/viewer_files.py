@@ -1,6 +1,6 @@
-"""Label maps as viewers open them with names and colors: 3D Slicer, ITK-SNAP, a file for each organ.
+"""Label maps as viewers open them with names and colors: 3D Slicer, ITK-SNAP, DICOM, a file for each organ.
 
-label map + {organ: id}  ->  <scan>.seg.nrrd | <scan>/<organ>.nii.gz
+label map + {organ: id}  ->  <scan>.seg.nrrd | <scan>.seg.dcm | <scan>/<organ>.nii.gz
 {organ: id}              ->  organs.json, itksnap_labels.txt, slicer_colors.ctbl
 """
 
@@ -8,44 +8,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from bundle.data.loading import Scan
 from bundle.data.nifti import save_nifti
-from bundle.evaluation.visuals import COLORS
+from bundle.evaluation.dicom_seg import check_sources, save_dicom_seg
+from bundle.evaluation.organ_colors import organ_colors
 from bundle.files import safe_name, written_whole
 from monai.data import MetaTensor
 
-Color = tuple[int, int, int]
-
-# Colors that viewers usually give to organs; a name that has one of these words gets its color.
-ANATOMY: dict[str, Color] = {
-    "liver": (221, 130, 101),
-    "spleen": (157, 108, 162),
-    "kidney": (185, 102, 83),
-    "pancreas": (249, 180, 111),
-    "stomach": (216, 132, 105),
-    "gallbladder": (139, 150, 98),
-    "aorta": (224, 97, 76),
-    "esophagus": (211, 171, 143),
-    "lung": (197, 165, 145),
-    "heart": (206, 110, 84),
-    "bladder": (222, 154, 132),
-    "prostate": (230, 158, 140),
-    "brain": (250, 250, 225),
-}
-
 # From NIfTI's directions to those of NRRD as 3D Slicer writes it.
 LPS = np.array([-1.0, -1.0, 1.0])
-
-
-def organ_colors(organs: Mapping[str, int]) -> dict[str, Color]:
-    """Return a color for each organ: its usual one, or one of the pictures' in the order of the organs."""
-    return {
-        name: next((color for word, color in ANATOMY.items() if word in name.lower()), COLORS[number % len(COLORS)])
-        for number, name in enumerate(organs)
-    }
 
 
 def write_names(folder: Path, organs: Mapping[str, int]) -> None:
@@ -97,7 +72,12 @@ def save_per_organ(label: MetaTensor, place: Path, organs: Mapping[str, int], li
 
 Writer = Callable[[MetaTensor, Path, Mapping[str, int], str], None]
 
-FORMATS: dict[str, Writer] = {"nifti": save_nothing, "seg.nrrd": save_segmentation, "per_organ": save_per_organ}
+FORMATS: dict[str, Writer] = {
+    "nifti": save_nothing,
+    "seg.nrrd": save_segmentation,
+    "dicom_seg": save_dicom_seg,
+    "per_organ": save_per_organ,
+}
 
 
 def writer_of(output_format: str) -> Writer:
@@ -109,6 +89,16 @@ def writer_of(output_format: str) -> Writer:
     if output_format not in FORMATS:
         raise ValueError(f"output_format must be one of {', '.join(FORMATS)}, got {output_format!r}. Choose one.")
     return FORMATS[output_format]
+
+
+def check_format(output_format: str, scans: Sequence[Scan]) -> None:
+    """Raise if the masks of some scans cannot be written in a format: before the work starts.
+
+    Raises:
+        ValueError: If there is no such format, a package is missing, or scans are no DICOM series.
+    """
+    if writer_of(output_format) is save_dicom_seg:
+        check_sources([scan["image"] for scan in scans])
 
 
 def _geometry(values: np.ndarray, affine: np.ndarray) -> list[str]:

@@ -11,7 +11,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle.evaluation.viewer_files import organ_colors, save_per_organ, save_segmentation, write_names, writer_of
+from bundle.evaluation.viewer_files import (
+    check_format,
+    organ_colors,
+    save_per_organ,
+    save_segmentation,
+    write_names,
+    writer_of,
+)
 from monai.data import MetaTensor
 
 ORGANS = {"right kidney": 2, "blob": 300}
@@ -85,5 +92,15 @@ def test_known_organs_have_their_usual_colors_and_others_those_of_the_pictures()
 
 
 def test_another_format_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"output_format must be one of nifti, seg\.nrrd, per_organ, got 'dicom'"):
+    with pytest.raises(
+        ValueError, match=r"output_format must be one of nifti, seg\.nrrd, dicom_seg, per_organ, got 'dicom'"
+    ):
         writer_of("dicom")
+
+
+def test_dicom_segmentations_need_a_package_which_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.evaluation.dicom_seg.find_spec", lambda _: None)
+    with pytest.raises(
+        ValueError, match=r"dicom_seg needs the package highdicom: pip install 'ssl-alpnet-bundle\[dicom\]'\."
+    ):
+        check_format("dicom_seg", [])
