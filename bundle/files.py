@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,28 @@ def file_name(path: str | Path | None) -> str:
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """Write a CSV table whole or not at all; a cell that a spreadsheet takes for a formula is quoted with ``'``."""
-    quoted = (["'" + cell if _FORMULA.match(cell) else cell for cell in row] for row in rows)
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(quoted)
+        csv.writer(file).writerows(_quoted(rows))
+
+
+def append_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Append rows to a table from ``write_csv``, in one go.
+
+    Raises:
+        WriteError: If they cannot be written, or the disk is full.
+    """
+    lines = StringIO(newline="")
+    csv.writer(lines).writerows(_quoted(rows))
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(lines.getvalue().encode())
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written ({error.strerror or error}). {advice(error)}") from error
+
+
+def _quoted(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    for row in rows:
+        yield ["'" + cell if _FORMULA.match(cell) else cell for cell in row]
 
 
 def read_csv(path: Path) -> list[list[str]]:

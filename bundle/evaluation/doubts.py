@@ -58,13 +58,13 @@ def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
         folder: Folder of the masks.
         rows: Rows of the table: scan, organ, voxels, milliliters, quality, notice.
     """
-    scans = list(dict.fromkeys(row[0] for row in rows))
     doubtful: dict[str, int] = {}
-    for row in rows:
-        doubtful[row[0]] = doubtful.get(row[0], 0) + bool(row[5])
-    worst = {scan: min((float(row[4]) for row in rows if row[0] == scan and row[4]), default=1.0) for scan in scans}
-    first = sorted(scans, key=lambda scan: (-doubtful[scan], worst[scan]))[:SHOWN]
+    worst: dict[str, float] = {}
+    for scan, _, _, _, quality, notice in rows:
+        doubtful[scan] = doubtful.get(scan, 0) + bool(notice)
+        worst[scan] = min(worst.get(scan, 1.0), float(quality or 1))
+    first = sorted(doubtful, key=lambda scan: (-doubtful[scan], worst[scan]))[:SHOWN]
     number = sum(count > 0 for count in doubtful.values())
     noticed = f"{number} with a notice" if number else "none with a notice"
-    masks = "1 mask" if len(scans) == 1 else f"{len(scans)} masks"
+    masks = "1 mask" if len(doubtful) == 1 else f"{len(doubtful)} masks"
     return f"{masks} in {folder}, {noticed} (volumes.csv). Look first at {', '.join(first)}."

@@ -14,7 +14,7 @@ from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
 from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
 from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
-from bundle.files import read_csv, read_json, safe_name, write_csv, write_json
+from bundle.files import append_csv, read_csv, read_json, safe_name, write_csv, write_json
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from bundle.keys import IMAGE, LABEL, NETWORK_LABEL, PRED, PRED_MASKS
@@ -118,7 +118,7 @@ class SaveMasks:
     An inference also keeps quality and notices in ``quality/<scan>.json``, for the table of a resumed inference. It
     ends with a line that says which masks to check first.
 
-    A single process writes the table after every scan. With several processes, the first one writes it at the end.
+    A single process appends to the table after every scan. With several processes, the first one writes it at the end.
 
     Args:
         folder: Where ``<scan>.nii.gz`` and ``volumes.csv`` go.
@@ -143,6 +143,7 @@ class SaveMasks:
         self.inferer = inferer
         self.resumption = resumption
         self._rows: dict[str, list[list[str]]] = {}
+        self._has_table = False
 
     def attach(self, engine: Engine) -> None:
         """Write after every scan."""
@@ -153,6 +154,7 @@ class SaveMasks:
     def start(self, engine: Engine) -> None:
         """Record what the masks are made with, and measure those that exist already."""
         self._rows.clear()
+        self._has_table = False
         if self.resumption is not None:
             self.resumption.record()
             if distributed.is_first():
@@ -174,8 +176,16 @@ class SaveMasks:
             self.save_more(mask, self.folder / name, self.inferer.organ_names(), source)
             save_nifti(mask, self._path(name), like=source, description=description)  # last: it says that all is done
             self._rows[name] = self._volumes(name, np.asarray(mask), doubts)
-        if distributed.alone():
+            if distributed.alone():
+                self._extend(self._rows[name])
+
+    def _extend(self, rows: list[list[str]]) -> None:
+        """Append the rows of a scan: thousands of scans do not write the whole table each time."""
+        if self._has_table:
+            append_csv(self._table, rows)
+        else:
             self._write([self._rows])
+            self._has_table = True
 
     def finish(self, engine: Engine) -> None:
         """Write the table of all processes."""
@@ -189,10 +199,12 @@ class SaveMasks:
         rows = dict(distributed.interleaved([list(rows.items()) for rows in everyone]))
         order = rows if self.resumption is None else [name for name in self.resumption.names if name in rows]
         table = list(chain.from_iterable(rows[name] for name in order))
-        write_csv(
-            self.folder / "volumes.csv", [["scan", "organ", "voxels", "milliliters", "quality", "notice"], *table]
-        )
+        write_csv(self._table, [["scan", "organ", "voxels", "milliliters", "quality", "notice"], *table])
         return table
+
+    @property
+    def _table(self) -> Path:
+        return self.folder / "volumes.csv"
 
     def _doubts_path(self, name: str) -> Path:
         return self.folder / "quality" / f"{name}.json"
@@ -212,9 +224,11 @@ class SaveMasks:
     def _volumes(self, name: str, mask: np.ndarray, doubts: Mapping[str, list[str]]) -> list[list[str]]:
         # The file's own voxel size, so that a mask has the same volume in a resumed inference.
         milliliters = voxel_milliliters(self._path(name))
-        counts = {organ: int((mask == value).sum()) for organ, value in self.inferer.organ_names().items()}
+        organs = self.inferer.organ_names()
+        counts = np.bincount(mask.ravel(), minlength=max(organs.values()) + 1)
         return [
-            [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])] for organ, n in counts.items()
+            [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])]
+            for organ, n in zip(organs, counts[list(organs.values())], strict=True)
         ]
 
 

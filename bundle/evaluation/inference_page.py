@@ -23,7 +23,7 @@ from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
-from pandas import DataFrame
+from pandas import DataFrame, Series
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
@@ -94,7 +94,9 @@ def write_page(path: Path, folder: Path, organs: Mapping[str, int], images: Mapp
     header, *rows = read_csv(folder / "volumes.csv")
     table = DataFrame(rows, columns=header)
     table["ml"], table["q"] = table["milliliters"].astype(float), _numbers(table["quality"])
-    table["reason"] = [_reason(row, _bounds(table, row["organ"])) for _, row in table.iterrows()]
+    bounds = {organ: _bounds(volumes) for organ, volumes in table.groupby("organ")["ml"]}
+    told = zip(table["organ"], table["ml"], table["notice"], strict=True)
+    table["reason"] = [_reason(ml, notice, bounds[organ]) for organ, ml, notice in told]
     scans = sorted((_told(name, of_scan) for name, of_scan in table.groupby("scan", sort=False)), key=_urgency)
     for scan in scans[:shown]:
         if scan["name"] in images:
@@ -115,19 +117,18 @@ def _numbers(column: Any) -> Any:
     return column.replace("", "nan").astype(float)
 
 
-def _bounds(table: DataFrame, organ: str) -> tuple[float, float] | None:
-    """Return between which volumes an organ is usual among the scans; ``None`` if there are too few."""
-    volumes = table.loc[table["organ"] == organ, "ml"]
+def _bounds(volumes: Series) -> tuple[float, float] | None:
+    """Return between which volumes, ml, an organ is usual among the scans; ``None`` if there are too few."""
     if len(volumes) < LEAST_COHORT:
         return None
     low, high = volumes.quantile([0.25, 0.75])
     return low - FENCE * (high - low), high + FENCE * (high - low)
 
 
-def _reason(row: Any, bounds: tuple[float, float] | None) -> str:
+def _reason(ml: float, notice: str, bounds: tuple[float, float] | None) -> str:
     """Return what makes an organ of a scan worth a look, ``""`` if nothing does."""
-    unusual = bounds is not None and not bounds[0] <= row["ml"] <= bounds[1]
-    return "; ".join(filter(None, [row["notice"], f"unusual volume of {row['ml']:.1f} ml" if unusual else ""]))
+    unusual = bounds is not None and not bounds[0] <= ml <= bounds[1]
+    return "; ".join(filter(None, [notice, f"unusual volume of {ml:.1f} ml" if unusual else ""]))
 
 
 def _told(name: Any, rows: DataFrame) -> dict[str, Any]:

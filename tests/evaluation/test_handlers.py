@@ -106,6 +106,27 @@ def test_milliliters_are_true_whatever_the_unit_of_the_header(tmp_path: Path, un
     assert written.header.get_xyzt_units()[0] == unit
 
 
+def test_the_table_grows_by_the_rows_of_each_scan_and_is_written_whole_at_start_and_end_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = reports.write_csv
+    monkeypatch.setattr(reports, "write_csv", lambda path, rows: (written.append(len(rows)), write(path, rows)))
+    write_csv(tmp_path / "masks/volumes.csv", [["the table of an earlier run"]])
+    scans = [segmented(tmp_path / f"scan_{number}.nii.gz") for number in range(5)]
+    handler, lines = SaveMasks(tmp_path / "masks", INFERER), []
+    engine = Engine(lambda engine, _: [scans[engine.state.iteration - 1]])
+    handler.attach(engine)
+    engine.add_event_handler(
+        "ITERATION_COMPLETED", lambda _: lines.append([row[0] for row in table(tmp_path / "masks/volumes.csv")[1::2]])
+    )
+    engine.run([0] * 5)
+    names = [f"scan_{number}" for number in range(5)]
+    assert lines == [names[:number] for number in range(1, 6)]
+    assert written == [1 + 2, 1 + 2 * 5]
+    assert table(tmp_path / "masks/volumes.csv")[-1] == ["scan_4", "spleen", "7", "0.35", "", ""]
+
+
 def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
