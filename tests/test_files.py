@@ -17,6 +17,7 @@ import pytest
 from bundle.files import (
     WriteError,
     alone_in,
+    append_csv,
     file_name,
     keep_alone,
     read_csv,
@@ -211,7 +212,8 @@ def test_a_process_keeps_a_folder_until_its_end_however_it_ends(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "'=1", "''-a"])
 def test_a_spreadsheet_computes_no_name_of_a_table_and_it_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
-    write_csv(tmp_path / "a.csv", [["scan", "dice"], [name, "0.5"]])
+    write_csv(tmp_path / "a.csv", [["scan", "dice"]])
+    append_csv(tmp_path / "a.csv", [[name, "0.5"]])
     with (tmp_path / "a.csv").open(newline="") as file:
         written = list(csv.reader(file))
     assert written[1] == [f"'{name}", "0.5"]
@@ -258,3 +260,10 @@ def test_a_json_file_that_cannot_be_used_is_named(text: str, message: str, tmp_p
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "a.json", "Make it anew.", ["a"])
+
+
+def test_rows_that_cannot_be_appended_are_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        WriteError, match=r"gone/a\.csv cannot be written \(No such file or directory\)\. Fix the cause"
+    ):
+        append_csv(tmp_path / "gone/a.csv", [["scan", "0.5"]])

@@ -68,6 +68,7 @@ class Workflow:
         from bundle.command_line.quick_monai import ConfigWorkflow  # importing MONAI takes seconds
 
         check_merged(files, {key: value for key, value in keys.items() if key not in TAKEN_BY_MONAI})
+        keys.update(_left_out(keys))
         workflow = ConfigWorkflow([str(path) for path in files], run_id=self.run_id, **keys)
         workflow.initialize()
         workflow.run()
@@ -79,6 +80,16 @@ class Workflow:
         taken = {key for path in overrides for key in read_config(path)}
         places = {"bundle_root": str(ROOT), "output_dir": output_dir}
         return {key: place for key, place in places.items() if key not in taken}
+
+
+def _left_out(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of the config that a command does not build: a dry run reads headers, and needs no network.
+
+    One that resumes does, since masks of other weights are not finished ones.
+    """
+    dry, resumed = (str(keys.get(key, False)).lower() == "true" for key in ("dry_run", "resume"))
+    parts = ("network_def", "network") if dry and not resumed else ()
+    return {f"{part}::_disabled_": True for part in parts}
 
 
 def _given_keys(name: str, words: Words) -> dict[str, Any]:

@@ -197,11 +197,12 @@ class LargestComponentsd(RefineScoresd):
         numbers = self._numbers(len(scores), meta or {})
         for own, mask, number in zip(scores, each_organ_mask(scores, self.overlap), numbers, strict=True):
             removed = mask & ~largest_components(mask, number)
-            _make_negative(own, removed)
+            _make_negative(own, removed.nonzero(as_tuple=True))
             stray |= removed
         if not self.overlap:  # a removed component must not go to the second best organ
+            places = stray.nonzero(as_tuple=True)  # once for all organs: they are few voxels of many
             for own in scores:
-                _make_negative(own, stray)
+                _make_negative(own, places)
 
     def _numbers(self, organs: int, meta: Mapping[Any, Any]) -> list[int]:
         if self.num_components is not None:
@@ -248,5 +249,5 @@ class AssessScoresd(MapTransform):
         return {QUALITY: torch.tensor(quality), NOTICES: {organ: said for organ, said in notices.items() if said}}
 
 
-def _make_negative(own: Tensor, where: Tensor) -> None:
+def _make_negative(own: Tensor, where: tuple[Tensor, ...]) -> None:
     own[where] = -own[where].abs()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import bundle.networks
 import numpy as np
 import pytest
+from bundle.__main__ import VERBS
 from bundle.data import ScanDataset
 from bundle.data import reader as reading
 from bundle.data.survey import survey
@@ -73,6 +76,20 @@ def test_no_voxel_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     scans = [scan(tmp_path / f"{number}.nii.gz") for number in range(3)]
     monkeypatch.setattr(reading, "read_nifti", lambda _: pytest.fail("voxels are read"))
     assert survey(scans, scans).usable == scans
+
+
+def test_a_dry_run_builds_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("ALPNet", "load_network"):
+        monkeypatch.setattr(bundle.networks, part, lambda *_, **__: pytest.fail("the network is built"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    scan(tmp_path / "a.nii.gz")
+    support = [scan(tmp_path / "support/b.nii.gz")["image"]] * 2
+    files = ["--support_image", support[0], "--support_label", support[1], "--dataset_dir", str(tmp_path / "a.nii.gz")]
+    words = [*files, "--output_dir", str(tmp_path / "out"), "--dry_run", "true"]
+    VERBS["inference"].run("inference", words)
+    assert "1 scans: 1 to segment, 0 with a finished mask, 0 unusable" in capsys.readouterr().out
 
 
 def test_a_data_set_that_keeps_going_gives_the_problem_in_the_place_of_a_broken_scan(tmp_path: Path) -> None:
