@@ -40,6 +40,9 @@ EXPLAINED = "explained"
 # One predicted mask an organ ``(O, H, W, Z)`` in {0, 1}, on the network's grid, for metrics.
 PRED_MASKS = "pred_masks"
 
+# Probabilities of the organs ``(O, H, W, Z)``, uint8 from 0 to 255, on the network's grid.
+PROBABILITIES = "probabilities"
+
 # In the meta of scores: the network's own estimate of how good each organ's mask is, ``(O,)``.
 QUALITY = "quality"
 

@@ -172,6 +172,7 @@ KINDS: dict[str, Kind] = {
     "num_components": COUNT.or_null(),
     "dry_run": SWITCH,
     "output_format": _choice("nifti", "seg.nrrd", "dicom_seg", "per_organ"),
+    "probabilities": SWITCH,
     "least_explained": POSITIVE.or_null(),
     "precision": _choice("float32", "bfloat16"),
     "slice_batch": COUNT,

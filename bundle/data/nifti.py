@@ -101,7 +101,9 @@ def voxel_milliliters(path: str | Path) -> float:
     return abs(float(np.linalg.det(affine_of(read_header(path))[:3, :3]))) / 1000
 
 
-def save_nifti(label: MetaTensor, path: Path, like: str | None = None, description: str = "") -> None:
+def save_nifti(
+    label: MetaTensor, path: Path, like: str | None = None, description: str = "", slope: float | None = None
+) -> None:
     """Write a label map ``(1, H, W, Z)`` whole or not at all.
 
     Args:
@@ -110,6 +112,7 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
         like: The scan's file: if it is NIfTI, the geometry fields of its header are copied byte for byte, so that every
             program shows both at the same place.
         description: The header's ``descrip``, at most 79 characters.
+        slope: The header's ``scl_slope``, by which readers multiply the values; ``None`` for ids.
 
     Raises:
         WriteError: If the file cannot be written, or the disk is full.
@@ -120,6 +123,8 @@ def save_nifti(label: MetaTensor, path: Path, like: str | None = None, descripti
     else:
         image = nibabel.Nifti1Image(values, np.asarray(label.affine))
     image.header["descrip"] = description
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
     with written_whole(path) as unfinished:
         nibabel.save(image, unfinished)
 

@@ -5,11 +5,13 @@ from bundle.transforms.checks import CheckLabeld, CheckVolumed
 from bundle.transforms.intensity import ClipTopd, Standardized, WindowCTd, read_statistics, statistics_file
 from bundle.transforms.masks import LabelToMasksd, ScoresToLabeld, ScoresToMasksd
 from bundle.transforms.padding import CropPaddingd
+from bundle.transforms.probabilities import AddProbabilitiesd
 from bundle.transforms.refinement import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 from bundle.transforms.superpixels import Superpixelsd, Supervoxelsd, felzenszwalb_superpixels, slic_superpixels
 from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 
 __all__ = [
+    "AddProbabilitiesd",
     "AssessScoresd",
     "Augmentation",
     "CheckLabeld",
