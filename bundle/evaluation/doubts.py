@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bundle.data.scans import scan_name
 from bundle.keys import NOTICES, ORGAN_IDS, QUALITY
 
 # The id of notices about the whole scan.
@@ -68,3 +69,20 @@ def closing_line(folder: Path, rows: Sequence[Sequence[str]]) -> str:
     noticed = f"{number} with a notice" if number else "none with a notice"
     masks = "1 mask" if len(doubtful) == 1 else f"{len(doubtful)} masks"
     return f"{masks} in {folder}, {noticed} (volumes.csv). Look first at {', '.join(first)}."
+
+
+def leftover_lines(folder: Path, scans: Sequence[str]) -> list[str]:
+    """Return a line about masks of an earlier run, whose scans this run does not segment; none if there are none.
+
+    A mask that was corrected and put beside the labels leaves its old form so: its scan is annotated now.
+
+    Args:
+        folder: Folder of the masks.
+        scans: Names of the scans of this run.
+    """
+    names = {scan_name(path) for path in folder.glob("*.nii.gz") if not path.name.startswith(".")}
+    if not (left := sorted(names - set(scans))):
+        return []
+    named = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+    masks = "1 other mask" if len(left) == 1 else f"{len(left)} other masks"
+    return [f"{folder} also holds {masks} of an earlier run, of scans that are annotated now or gone: {named}."]

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
-from bundle.evaluation.doubts import closing_line, doubts_of, least_confident
+from bundle.evaluation.doubts import closing_line, doubts_of, least_confident, leftover_lines
 from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import append_csv, read_csv, read_json, safe_name, write_csv, write_json
@@ -116,7 +116,7 @@ class SaveMasks:
 
     The table lists each organ's voxels, milliliters, quality and notices, the last two if ``AssessScoresd`` gives them.
     An inference also keeps quality and notices in ``quality/<scan>.json``, for the table of a resumed inference. It
-    ends with a line that says which masks to check first.
+    ends with a line that says which masks to check first, and one with those that an earlier run left, if any.
 
     A single process appends to the table after every scan. With several processes, the first one writes it at the end.
 
@@ -193,7 +193,8 @@ class SaveMasks:
         if distributed.is_first() and any(everyone):
             table = self._write(everyone)
             if self.resumption is not None:
-                print(closing_line(self.folder, table), flush=True)
+                lines = [closing_line(self.folder, table), *leftover_lines(self.folder, self.resumption.names)]
+                print("\n".join(lines), flush=True)
 
     def _write(self, everyone: list[dict[str, list[list[str]]]]) -> list[list[str]]:
         rows = dict(distributed.interleaved([list(rows.items()) for rows in everyone]))

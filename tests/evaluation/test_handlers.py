@@ -321,6 +321,26 @@ def test_an_overlay_has_a_row_for_each_organ_and_a_picture_for_each_label(tmp_pa
     assert Image.open(tmp_path / "overlays" / "scan_1.png").size == size
 
 
+def test_a_mask_whose_scan_is_annotated_now_is_told_and_is_in_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = {name: segmented(tmp_path / f"{name}.nii.gz") for name in "abcdef"}
+    files = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in scans]
+    folder = tmp_path / "masks"
+    run(SaveMasks(folder, INFERER, Resumption(files, folder)), list(scans.values()))
+    assert "earlier run" not in capsys.readouterr().out
+    run(SaveMasks(folder, INFERER, Resumption(files[1:], folder)), list(scans.values())[1:])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"{folder} also holds 1 other mask of an earlier run, of scans that are annotated now or gone: a."
+    assert {row[0] for row in table(folder / "volumes.csv")[1:]} == set("bcdef")
+    run(SaveMasks(folder, INFERER, Resumption(files[5:], folder)), [scans["f"]])
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("5 other masks of an earlier run, of scans that are annotated now or gone: a, b, c and 2 more.")
+    )
+
+
 def test_a_mask_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image: Any, path: Path) -> None:
         Path(path).write_bytes(b"half")
