@@ -46,6 +46,10 @@ PROBABILITIES = "probabilities"
 # In the meta of scores: the network's own estimate of how good each organ's mask is, ``(O,)``.
 QUALITY = "quality"
 
+# In the meta of scores: a point of each organ's axial slice of the lowest confidence, RAS, mm, and that confidence,
+# ``(O, 4)``; NaN where there is none.
+LEAST_CONFIDENT = "least_confident"
+
 # In the meta of scores: the number of components of each organ in the annotated scans, ``(O,)``.
 SUPPORT_COMPONENTS = "support_components"
 

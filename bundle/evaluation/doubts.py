@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from bundle.data.scans import scan_name
-from bundle.keys import NOTICES, ORGAN_IDS, QUALITY
+from bundle.keys import LEAST_CONFIDENT, NOTICES, ORGAN_IDS, QUALITY
 
 # The id of notices about the whole scan.
 SCAN = 0
@@ -37,6 +38,26 @@ def doubts_of(mask: Any, organs: Mapping[str, int]) -> dict[str, list[str]]:
         ]
         for name, organ in organs.items()
     }
+
+
+def quality_path(folder: Path, name: str) -> Path:
+    """Return where quality, notices and places of a scan are kept: ``{organ: [quality, notices, place if any]}``."""
+    return folder / "quality" / f"{name}.json"
+
+
+def least_confident_places(mask: Any, organs: Mapping[str, int]) -> dict[str, list[float]]:
+    """Return each organ's slice of the lowest confidence: a point in it, RAS, mm, and the confidence.
+
+    Args:
+        mask: A predicted label map whose meta may hold ``least_confident`` and ``organ_ids``.
+        organs: Names and ids.
+    """
+    meta = getattr(mask, "meta", {})
+    if LEAST_CONFIDENT not in meta:
+        return {}
+    ids, places = (torch.as_tensor(meta[key]).tolist() for key in (ORGAN_IDS, LEAST_CONFIDENT))
+    known = {organ: place for organ, place in zip(ids, places, strict=True) if not math.isnan(place[3])}
+    return {name: known[organ] for name, organ in organs.items() if organ in known}
 
 
 def least_confident(mask: Any, organs: Mapping[str, int], most: int = 12) -> dict[str, int]:

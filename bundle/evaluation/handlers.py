@@ -11,7 +11,14 @@ import nibabel
 import numpy as np
 from bundle import distributed
 from bundle.data.nifti import name_of, save_nifti, source_of, voxel_milliliters
-from bundle.evaluation.doubts import closing_line, doubts_of, least_confident, leftover_lines
+from bundle.evaluation.doubts import (
+    closing_line,
+    doubts_of,
+    least_confident,
+    least_confident_places,
+    leftover_lines,
+    quality_path,
+)
 from bundle.evaluation.viewer_files import write_names, writer_of
 from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
 from bundle.files import append_csv, read_csv, read_json, safe_name, write_csv, write_json
@@ -115,7 +122,8 @@ class SaveMasks:
     """Write each predicted label map as NIfTI, on exactly the grid of the scan's file, and a table of volumes.
 
     The table lists each organ's voxels, milliliters, quality and notices, the last two if ``AssessScoresd`` gives them.
-    An inference also keeps quality and notices in ``quality/<scan>.json``, for the table of a resumed inference. It
+    An inference also keeps quality and notices in ``quality/<scan>.json``, for the table of a resumed inference, and
+    places of the lowest confidence, for its page. It
     ends with a line that says which masks to check first, and one with those that an earlier run left, if any.
 
     A single process appends to the table after every scan. With several processes, the first one writes it at the end.
@@ -171,7 +179,7 @@ class SaveMasks:
             name, mask, source = name_of(item[IMAGE]), item[PRED], source_of(item[IMAGE])
             doubts = doubts_of(mask, self.inferer.organ_names())
             if self.resumption is not None:
-                self._keep(name, doubts)
+                self._keep(name, doubts, least_confident_places(mask, self.inferer.organ_names()))
             description = self.resumption.description(source) if self.resumption is not None else ""
             self.save_more(mask, self.folder / name, self.inferer.organ_names(), source)
             save_nifti(mask, self._path(name), like=source, description=description)  # last: it says that all is done
@@ -208,13 +216,14 @@ class SaveMasks:
         return self.folder / "volumes.csv"
 
     def _doubts_path(self, name: str) -> Path:
-        return self.folder / "quality" / f"{name}.json"
+        return quality_path(self.folder, name)
 
-    def _keep(self, name: str, doubts: Mapping[str, list[str]]) -> None:
-        """Write quality and notices to a file, for the table of a resumed inference."""
-        write_json(self._doubts_path(name), doubts)
+    def _keep(self, name: str, doubts: Mapping[str, list[str]], places: Mapping[str, list[float]]) -> None:
+        """Write quality and notices to a file, for the table of a resumed inference, and places, for the page."""
+        kept = {organ: [*told, places[organ]] if organ in places else told for organ, told in doubts.items()}
+        write_json(self._doubts_path(name), kept)
 
-    def _kept(self, name: str) -> dict[str, list[str]]:
+    def _kept(self, name: str) -> dict[str, list[Any]]:
         path = self._doubts_path(name)
         again = "Remove it and the scan's mask; the next resume makes both again."
         return read_json(path, again) if path.is_file() else {}
@@ -228,7 +237,7 @@ class SaveMasks:
         organs = self.inferer.organ_names()
         counts = np.bincount(mask.ravel(), minlength=max(organs.values()) + 1)
         return [
-            [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])]
+            [name, organ, str(n), f"{n * milliliters:.2f}", *doubts.get(organ, ["", ""])[:2]]
             for organ, n in zip(organs, counts[list(organs.values())], strict=True)
         ]
 

@@ -6,7 +6,7 @@ volumes.csv + masks + scans  ->  table of all scans, contours on slices of those
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from bundle import distributed
 from bundle.data.reader import ScanReader
+from bundle.evaluation.doubts import quality_path
 from bundle.evaluation.visuals import COLORS, to_gray
-from bundle.files import read_csv, written_whole
+from bundle.files import read_csv, read_json, written_whole
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
 from ignite.engine import Engine, Events
@@ -45,13 +46,21 @@ LEAST_COHORT = 8
 FENCE = 1.5
 
 
+class Slice(NamedTuple):
+    """A slice with an organ's contour: its number, a data URI, and what it shows."""
+
+    number: int
+    data: str
+    text: str
+
+
 class Picture(NamedTuple):
-    """An organ of a scan: its color and slices, each with its number and a data URI."""
+    """An organ of a scan: its color, and slices with its contour."""
 
     organ: str
     color: str
     text: str
-    slices: list[tuple[int, str]]
+    slices: list[Slice]
 
 
 class SavePage:
@@ -110,7 +119,7 @@ def write_page(path: Path, folder: Path, organs: Mapping[str, int], images: Mapp
         legend=[{"name": name, "color": _css(color)} for name, color in _colors(organs).items()],
     )
     with written_whole(path) as unfinished:
-        unfinished.write_text(html, encoding="utf-8", newline="\n")
+        unfinished.write_text(html + "\n", encoding="utf-8", newline="\n")
 
 
 def _numbers(column: Any) -> Any:
@@ -160,17 +169,19 @@ def _pictures(
     found = set(np.unique(label.numpy()).astype(int))
     rows = table[(table["scan"] == scan["name"]) & table["organ"].map(lambda name: organs.get(name) in found)]
     chosen = rows.nsmallest(MOST_ORGANS, "q", keep="first") if len(rows) > MOST_ORGANS else rows
-    colors = _colors(organs)
-    pictures = [
-        Picture(
-            row["organ"],
-            _css(colors[row["organ"]]),
-            _caption(row),
-            _slices(image, label, organs[row["organ"]], colors[row["organ"]]),
-        )
-        for _, row in chosen.iterrows()
-    ]
+    colors, places = _colors(organs), _places(folder, scan["name"])
+    pictures = []
+    for name, text in zip(chosen["organ"], (_caption(row) for _, row in chosen.iterrows()), strict=True):
+        slices = _slices(image, label, organs[name], colors[name], places.get(name))
+        pictures.append(Picture(name, _css(colors[name]), text, slices))
     return pictures, len(rows) - len(chosen)
+
+
+def _places(folder: Path, scan: str) -> dict[str, list[float]]:
+    """Return the places of the lowest confidence of a scan's organs, those that are known."""
+    path = quality_path(folder, scan)
+    kept = read_json(path, "Remove it and the scan's mask, and rerun the command.") if path.is_file() else {}
+    return {organ: told[2] for organ, told in kept.items() if len(told) > 2}
 
 
 def _caption(row: Any) -> str:
@@ -191,14 +202,25 @@ def _axial(path: str | Path) -> MetaTensor:
     return turned[0]  # type: ignore[return-value]
 
 
-def _slices(image: MetaTensor, label: MetaTensor, organ: int, color: Color) -> list[tuple[int, str]]:
-    """Draw an organ's contour on three of its slices: after a quarter, a half and three quarters of them."""
+def _slices(
+    image: MetaTensor, label: MetaTensor, organ: int, color: Color, place: Sequence[float] | None
+) -> list[Slice]:
+    """Draw an organ's contour on three of its slices, after a quarter, a half and three quarters of them.
+
+    The slice of the lowest confidence comes besides, if its place and confidence are known.
+    """
     inside = label.numpy() == organ
     shown = np.flatnonzero(inside.any(axis=(0, 1)))
-    numbers = sorted({int(shown[int(part * (len(shown) - 1))]) for part in (0.25, 0.5, 0.75)})
+    texts = {int(shown[int(part * (len(shown) - 1))]): "" for part in (0.25, 0.5, 0.75)}
+    if place is not None:
+        z = round(float(np.linalg.solve(np.asarray(label.affine), [*place[:3], 1.0])[2]))
+        if 0 <= z < inside.shape[2]:
+            texts[z] = f", least confident: {100 * place[3]:.0f}"
     height, width = image.shape[0] * float(image.pixdim[0]), image.shape[1] * float(image.pixdim[1])
     size = (WIDTH, max(16, round(WIDTH * height / width)))
-    return [(z, _drawn(image[..., z].numpy(), inside[..., z], size, color)) for z in numbers]
+    return [
+        Slice(z, _drawn(image[..., z].numpy(), inside[..., z], size, color), text) for z, text in sorted(texts.items())
+    ]
 
 
 def _drawn(pixels: np.ndarray, inside: np.ndarray, size: tuple[int, int], color: Color) -> str:

@@ -91,7 +91,7 @@ def write_report(
         inner=_html(DataFrame(inner.items())),
     )
     with written_whole(path) as unfinished:
-        unfinished.write_text(html, encoding="utf-8", newline="\n")
+        unfinished.write_text(html + "\n", encoding="utf-8", newline="\n")
 
 
 def _check(cases: Sequence[Case]) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from bundle.keys import IMAGE, NOTICES, QUALITY, SUPPORT_COMPONENTS
+from bundle.keys import IMAGE, LEAST_CONFIDENT, NOTICES, QUALITY, SUPPORT_COMPONENTS
 from bundle.transforms.components import largest_components
+from bundle.transforms.confidence import least_confident_slice
 from bundle.transforms.masks import each_organ_mask, plain
 from bundle.transforms.notices import SCAN, expected_organs, milliliters_of, organ_notices, scan_notices
 from monai.config import KeysCollection
@@ -216,7 +217,8 @@ class AssessScoresd(MapTransform):
     The median probability of a mask's voxels is written to the scores' meta under ``quality``, ``(O,)`` in [0.5, 1], or
     0 for an organ that was not found. Masks with low values should be checked; the value is no Dice
     (docs/annotate_one.md shows how well it ranks masks). The sentences of ``bundle.transforms.notices`` are written
-    under ``notices``.
+    under ``notices``, and each organ's slice of the lowest confidence under ``least_confident``, ``(O, 4)``: see
+    ``least_confident_slice``.
 
     Args:
         keys: Refined scores.
@@ -240,13 +242,18 @@ class AssessScoresd(MapTransform):
         return result
 
     def _assessed(self, volume: Tensor, scores: Tensor) -> dict[str, Any]:
-        quality, notices = [], {SCAN: scan_notices(getattr(volume, "meta", {}), self.least_explained)}
+        quality, least = [], []
+        notices = {SCAN: scan_notices(getattr(volume, "meta", {}), self.least_explained)}
         masks = each_organ_mask(scores, self.overlap)
         for own, mask, expected in zip(scores, masks, expected_organs(volume), strict=True):
-            quality.append(float(own[mask].median().sigmoid()) if mask.any() else 0.0)
-            milliliters = milliliters_of(int(mask.sum()), volume)
+            places = mask.nonzero(as_tuple=True)
+            inside = own[places]
+            quality.append(float(inside.median().sigmoid()) if len(inside) else 0.0)
+            least.append(least_confident_slice(inside.sigmoid(), places[2], volume))
+            milliliters = milliliters_of(len(inside), volume)
             notices[expected.organ] = organ_notices(mask, milliliters, expected)
-        return {QUALITY: torch.tensor(quality), NOTICES: {organ: said for organ, said in notices.items() if said}}
+        said = {organ: sentences for organ, sentences in notices.items() if sentences}
+        return {QUALITY: torch.tensor(quality), LEAST_CONFIDENT: torch.tensor(least), NOTICES: said}
 
 
 def _make_negative(own: Tensor, where: tuple[Tensor, ...]) -> None:
