@@ -20,7 +20,7 @@ from bundle.evaluation.doubts import (
     quality_path,
 )
 from bundle.evaluation.viewer_files import write_names, writer_of
-from bundle.evaluation.visuals import caption, enlarged, overlay_label, save_png, side_by_side, stacked
+from bundle.evaluation.visuals import COLORS, caption, enlarged, legend, overlay_label, save_png, side_by_side, stacked
 from bundle.files import append_csv, read_csv, read_json, safe_name, write_csv, write_json
 from bundle.inference.resume import Resumption
 from bundle.inference.volume_inferer import VolumeInferer
@@ -245,7 +245,8 @@ class SaveMasks:
 class SaveOverlays:
     """Draw each scan: for every organ the support with its label, and the query with truth (if known) and prediction.
 
-    Of more than 12 organs those of the lowest quality are drawn.
+    Each organ's row has its name in its color above, and a legend of all organs drawn comes last. Of more than 12
+    organs those of the lowest quality are drawn.
 
     Args:
         folder: Where ``<scan>.png`` goes.
@@ -278,8 +279,9 @@ class SaveOverlays:
                     self._save(row, f"{scan}_{safe_name(name)}.png")
             else:
                 drawn = least_confident(item.get(PRED), organs)
+                colors = {name: COLORS[ids.index(organ) % len(COLORS)] for name, organ in drawn.items()}
                 rows = [self._row(*named, ids, item, truth, item[NETWORK_LABEL]) for named in drawn.items()]
-                self._save(stacked(rows), f"{scan}.png")
+                self._save(_titled(rows, colors), f"{scan}.png")
 
     def _save(self, picture: np.ndarray, name: str) -> None:
         save_png(picture, self.folder / name)
@@ -301,6 +303,17 @@ class SaveOverlays:
             pictures.append(_captioned(item, truth, z, ids, f"query, truth (slice {z})"))
         pictures.append(_captioned(item, label, z, ids, f"query, prediction (slice {z})"))
         return side_by_side(pictures)
+
+
+def _titled(rows: Sequence[np.ndarray], colors: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Stack the organs' rows, each below its name in its color, and a legend of all."""
+    width = max(row.shape[1] for row in rows)
+    wide = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    titled = [
+        np.concatenate([legend(width, {name: color}), row])
+        for (name, color), row in zip(colors.items(), wide, strict=True)
+    ]
+    return stacked([*titled, legend(width, colors)])
 
 
 def _captioned(scan: Mapping[str, Any], label: Any, z: int, ids: Sequence[int], text: str) -> np.ndarray:

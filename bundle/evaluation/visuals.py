@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 # Colors of the organs, in their order; they repeat if there are more organs.
@@ -63,6 +63,24 @@ def caption(picture: Picture, text: str) -> Picture:
     bar = Image.new("RGB", (picture.shape[1], 16))
     ImageDraw.Draw(bar).text((4, 2), text, fill=(255, 255, 255))
     return np.concatenate([np.asarray(bar), picture])
+
+
+def legend(width: int, colors: Mapping[str, Sequence[int]]) -> Picture:
+    """Draw names beside squares of their colors, in as many lines as it takes: ``(rows, width, 3)``."""
+    font, line, left = ImageFont.load_default(), 0, 4
+    places = []
+    for name, color in colors.items():
+        needed = 20 + round(font.getlength(name))
+        if left > 4 and left + needed > width:
+            line, left = line + 1, 4
+        places.append((left, 2 + 16 * line, name, tuple(color)))
+        left += needed + 12
+    bar = Image.new("RGB", (width, 4 + 16 * (line + 1)))
+    draw = ImageDraw.Draw(bar)
+    for x, y, name, fill in places:
+        draw.rectangle((x, y + 3, x + 9, y + 12), fill=fill)
+        draw.text((x + 16, y + 1), name, fill=(255, 255, 255), font=font)
+    return np.asarray(bar)
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:

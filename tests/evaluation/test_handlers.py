@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
 from bundle.evaluation.doubts import least_confident
 from bundle.evaluation.handlers import DiceTable, SaveMasks, SaveOverlays
-from bundle.files import write_csv
+from bundle.files import read_json, write_csv
 from bundle.inference.resume import Resumption
 from bundle.transforms import FitSlicesd, SliceLayoutd
 from bundle.transforms.volumes import restore_grid
@@ -133,7 +134,7 @@ def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference
     assessed = {"organ_ids": torch.tensor([SPLEEN, LIVER]), "quality": torch.tensor([0.9, 0.75])}
     said = {"notices": {LIVER: ["small", "in pieces"], 0: ["another modality?"]}}
     scans = {name: segmented(tmp_path / f"{name}.nii.gz") for name in ("a", "b")}
-    scans["a"]["pred"].meta.update(assessed)
+    scans["a"]["pred"].meta.update(assessed | {"least_confident": torch.tensor([[math.nan] * 4, [1.0, 2.0, 3.0, 0.5]])})
     scans["b"]["pred"].meta.update(assessed | said)
     files = [{"image": str(tmp_path / f"{name}.nii.gz")} for name in scans]
     folder = tmp_path / "masks"
@@ -147,6 +148,8 @@ def test_the_table_has_quality_and_notices_and_keeps_them_in_a_resumed_inference
     ]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"1 mask in {folder}, 1 with a notice (volumes.csv). Look first at b."
+    assert read_json(folder / "quality/b.json", "")["liver"] == ["0.7500", "another modality?; small; in pieces"]
+    assert read_json(folder / "quality/a.json", "")["liver"] == ["0.7500", "", [1.0, 2.0, 3.0, 0.5]]
     assert lines[-1] == f"2 masks in {folder}, 1 with a notice (volumes.csv). Look first at b, a."
 
 
@@ -315,9 +318,9 @@ def test_an_overlay_has_a_row_for_each_organ_and_a_picture_for_each_label(tmp_pa
     support = {"image": scan["image"], "label": scan["network_label"]}
     inferer: Any = SimpleNamespace(organ_names=INFERER.organ_names, support_scans=lambda: [support])
     run(SaveOverlays(tmp_path / "overlays", inferer), [scan], batches=[[truth]])
-    # 28 x 32 pixels are enlarged 8 times, below a caption of 16 pixels; gaps are 4.
+    # 28 x 32 pixels are enlarged 8 times, below a title of 20 pixels and a caption of 16; gaps are 4, the legend is 20.
     pictures = 3 if with_truth else 2
-    size = (pictures * 256 + (pictures - 1) * 4, 2 * (16 + 224) + 4)
+    size = (pictures * 256 + (pictures - 1) * 4, 2 * (20 + 16 + 224) + 20 + 2 * 4)
     assert Image.open(tmp_path / "overlays" / "scan_1.png").size == size
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle.evaluation.inference_page import WIDTH, write_page
-from bundle.files import write_csv
+from bundle.files import write_csv, write_json
 from PIL import Image
 from tests.data.scans import write_nifti
 
@@ -78,6 +78,17 @@ def test_a_contour_lies_where_the_organ_is_as_radiologists_see_it(tmp_path: Path
     assert columns.max() / WIDTH == pytest.approx(36 / 40, abs=0.02)
     assert rows.min() / pixels.shape[0] == pytest.approx(2 / 30, abs=0.03)
     assert rows.max() / pixels.shape[0] == pytest.approx(10 / 30, abs=0.03)
+
+
+def test_the_slice_of_the_lowest_confidence_is_shown_and_marked(tmp_path: Path) -> None:
+    place = [40.0, -30.0, 7.0 + 5 * 6, 0.614]  # in the slice 6
+    write_json(tmp_path / "masks/quality/a.json", {"spot": ["0.9000", "", place], "liver": ["0.9000", ""]})
+    page = page_of(tmp_path, [row("a"), row("b")], ["a", "b"])
+    usual = ["slice 3", "slice 4", "slice 5"]
+    assert re.findall(r"<small>([^<]*)</small>", page) == [*usual, "slice 6, least confident: 61", *usual]
+    write_json(tmp_path / "masks/quality/a.json", {"spot": ["0.9000", "", [40.0, -30.0, 7.0 + 5 * 4, 0.5]]})
+    page = page_of(tmp_path, [row("a")], ["a"])
+    assert re.findall(r"<small>([^<]*)</small>", page) == ["slice 3", "slice 4, least confident: 50", "slice 5"]
 
 
 def test_pictures_are_of_the_scans_to_look_at_first_alone(tmp_path: Path) -> None:
