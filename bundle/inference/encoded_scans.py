@@ -149,7 +149,7 @@ class PrototypeFolder:
             self._remove_old(path.parent, name)
         except OSError as error:
             logger.warning(
-                "%s cannot be written (%s), so a restarted server will encode the scan again.", path, error.strerror
+                "%s cannot be written (%s), so the next run will encode the scan again.", path, error.strerror
             )
 
     def _remove_old(self, folder: Path, name: str) -> None:

@@ -127,7 +127,12 @@ class ScanEvaluator(SupervisedEvaluator):
 
 
 def segment_all(
-    inferer: Any, network: nn.Module, device: torch.device | str, evaluator: ScanEvaluator, problems: Sequence[str] = ()
+    inferer: Any,
+    network: nn.Module,
+    device: torch.device | str,
+    evaluator: ScanEvaluator,
+    problems: Sequence[str] = (),
+    stored_in: str | Path | None = None,
 ) -> None:
     """Encode the support, segment all scans, and report those that could not be used.
 
@@ -137,10 +142,12 @@ def segment_all(
         device: Where to compute.
         evaluator: Segments the scans.
         problems: What is wrong with scans that are not tried.
+        stored_in: Folder that keeps the encoded support for the next run; ``None`` keeps none.
 
     Raises:
         ScanError: At the end, if a scan could not be used.
     """
+    inferer.library.stored_in = None if stored_in is None else Path(stored_in)
     inferer.pool(network.eval(), torch.device(device))
     inferer.library.report(network, torch.device(device))
     evaluator.run()

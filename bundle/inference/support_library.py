@@ -57,6 +57,9 @@ class SupportLibrary:
         annotated: Which slices of the label maps are annotated; see ``annotated_slices``.
         ignore_value: The value of voxels that are neither organ nor background in the label files; ``None``: there is
             none.
+
+    Attributes:
+        stored_in: Folder that keeps the encoded scans of the data set from one run to the next; ``None`` keeps none.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class SupportLibrary:
         ignore_value: int | None = None,
     ) -> None:
         self.support = support
+        self.stored_in: Path | None = None
         self.encode = encode
         self.matching = matching
         self.head = head
@@ -221,12 +225,29 @@ class SupportLibrary:
     def _own(self, network: ALPNet, device: torch.device) -> list[AnnotatedScan]:
         """Return the encoded scans of the data set, and those of the files of prototypes."""
         own = [
-            self._encoded.get(number, partial(self._encode_scan, scan, network, device), _never_forgotten)
+            self._encoded.get(number, partial(self._stored, number, scan, network, device), _never_forgotten)
             for number, scan in enumerate(self.scans())
         ]
         for file in self.prototypes:
             own += self._encoded.get(file, partial(self._read, file, network, device), _never_forgotten)
         return own
+
+    def _stored(self, number: int, scan: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
+        """Return the encoded form of a scan of the data set, from ``stored_in`` if it is there."""
+        encode = partial(self._encode_scan, scan, network, device)
+        if self.stored_in is None:
+            return encode()
+        files = self.support.data[number]
+        settings = {"ids": None, "annotated": self.annotated, "ignore_value": self.ignore_value}
+        made_from = partial(self._made_from, files, settings, network, device)
+        return self._folder.get(self.stored_in, scan_name(files[IMAGE]), made_from, encode)
+
+    def _made_from(
+        self, files: Mapping[str, Any], settings: Mapping[str, Any], network: ALPNet, device: torch.device
+    ) -> dict[str, Any]:
+        """Return everything that determines the encoded form of a scan."""
+        hashes = {key: content_hash(files[key]) for key in (IMAGE, LABEL)}
+        return {**self._made_with(network), **hashes, **settings, "device": str(device)}
 
     def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
         """Return the encoded form of a scan that a query names; it is encoded again if its files changed."""
@@ -234,15 +255,12 @@ class SupportLibrary:
         paths = {key: str(files[key]) for key in (IMAGE, LABEL)}
         settings = {"ids": files.get("ids"), "annotated": annotated, "ignore_value": self.ignore_value}
 
-        def made_with() -> dict[str, Any]:
-            hashes = {key: content_hash(path) for key, path in paths.items()}
-            return {**self._made_with(network), **hashes, **settings, "device": str(device)}
-
         def encode() -> AnnotatedScan:
             return self._encode_files({**files, "annotated": annotated}, network, device)
 
         def find() -> AnnotatedScan:
-            return self._folder.get(files.get("stored_in"), scan_name(paths[IMAGE]), made_with, encode)
+            made_from = partial(self._made_from, paths, settings, network, device)
+            return self._folder.get(files.get("stored_in"), scan_name(paths[IMAGE]), made_from, encode)
 
         stamps = tuple((path, os.stat(path).st_mtime_ns) for path in paths.values())
         own = bool(files.get("own"))

@@ -112,7 +112,7 @@ def test_a_damaged_file_is_said_and_made_anew(tmp_path: Path, caplog: pytest.Log
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     assert fetch(tmp_path / "file" / "folder", Maker(known_scan()), label="abc").left_out == (8,)
-    assert "a restarted server will encode the scan again" in caplog.text
+    assert "the next run will encode the scan again" in caplog.text
 
 
 def test_a_corrected_label_leaves_no_more_than_a_few_files_behind(tmp_path: Path) -> None:

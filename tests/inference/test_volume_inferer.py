@@ -365,6 +365,38 @@ def test_a_new_inferer_finds_named_scans_encoded_on_disk(network: ALPNet, tmp_pa
     assert files.reads == 1
 
 
+class Folder(list[dict[str, Tensor]]):
+    """Annotated scans with their files, as a data set has them."""
+
+    def __init__(self, place: Path, **scans: dict[str, Tensor]) -> None:
+        super().__init__(scans.values())
+        self.data = [{key: str(place / f"{name}.{key}") for key in ("image", "label")} for name in scans]
+        for files, made in zip(self.data, scans.values(), strict=True):
+            for key, path in files.items():
+                Path(path).write_bytes(made[key].numpy().tobytes())
+
+
+def test_the_next_run_encodes_only_new_scans_of_the_support(network: ALPNet, tmp_path: Path) -> None:
+    def run(**scans: dict[str, Tensor]) -> tuple[Tensor, int]:
+        before, inferer = network.encoder.images, by_slices(Folder(tmp_path, **scans), annotated="auto")
+        inferer.library.stored_in = tmp_path / ".encoded"
+        return inferer(scan(9)["image"][None], network), network.encoder.images - before - 12  # the query's own slices
+
+    first, encoded = run(a=tapered(0))
+    assert encoded == 12
+    again, encoded = run(a=tapered(0))
+    assert encoded == 0
+    assert torch.equal(again, first)
+    _, encoded = run(a=tapered(0), b=tapered(2))
+    assert encoded == 12
+    corrected = tapered(0)
+    corrected["label"][0, 0, 0, 5] = 3
+    other, encoded = run(a=corrected, b=tapered(2))
+    assert encoded == 12
+    without = by_slices([corrected, tapered(2)], annotated="auto")
+    assert torch.equal(other, without(scan(9)["image"][None], network)), "files change nothing but the time"
+
+
 def test_other_weights_do_not_use_what_lies_on_disk(network: ALPNet, tmp_path: Path) -> None:
     files = Files(tmp_path, a=scan(0))
     entry = files.entry("a", stored_in=str(tmp_path / "encoded"))
