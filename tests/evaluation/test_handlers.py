@@ -18,6 +18,7 @@ from bundle.data.nifti import save_nifti
 from bundle.evaluation import handlers as reports
 from bundle.evaluation.doubts import least_confident
 from bundle.evaluation.handlers import DiceTable, SaveMasks, SaveOverlays
+from bundle.evaluation.visuals import COLORS
 from bundle.files import read_json, write_csv
 from bundle.inference.resume import Resumption
 from bundle.transforms import FitSlicesd, SliceLayoutd
@@ -321,7 +322,12 @@ def test_an_overlay_has_a_row_for_each_organ_and_a_picture_for_each_label(tmp_pa
     # 28 x 32 pixels are enlarged 8 times, below a title of 20 pixels and a caption of 16; gaps are 4, the legend is 20.
     pictures = 3 if with_truth else 2
     size = (pictures * 256 + (pictures - 1) * 4, 2 * (20 + 16 + 224) + 20 + 2 * 4)
-    assert Image.open(tmp_path / "overlays" / "scan_1.png").size == size
+    picture = Image.open(tmp_path / "overlays" / "scan_1.png")
+    assert picture.size == size
+    # A square in each organ's color: before its title, and both in the legend at the end.
+    liver, spleen = COLORS[:2]
+    assert [picture.getpixel((8, y)) for y in (9, 264 + 9, 528 + 9)] == [liver, spleen, liver]
+    assert spleen in {picture.getpixel((x, 528 + 9)) for x in range(20, size[0])}
 
 
 def test_a_mask_whose_scan_is_annotated_now_is_told_and_is_in_no_table(

@@ -120,3 +120,4 @@ def test_the_page_needs_nothing_else_and_trusts_no_name(tmp_path: Path) -> None:
     assert evil not in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "default-src 'none'" in page
+    assert page.endswith("</html>\n")

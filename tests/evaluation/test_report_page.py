@@ -84,7 +84,9 @@ def page(folder: Path, cases: Sequence[Case], **arguments: object) -> Page:
     """Write a report and parse it."""
     given = {"title": "A report", "settings": {"torch": "2.13"}, **arguments}
     write_report(folder / "report.html", cases, **given)  # type: ignore[arg-type]
-    return Page((folder / "report.html").read_text(encoding="utf-8"))
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.endswith("</html>\n")
+    return Page(text)
 
 
 def save_picture(path: Path, gray: int) -> Path:
