@@ -31,6 +31,9 @@ SUPPORT = "support"
 # In the meta of an image that is a DICOM series: its files, in the order of the slices.
 SERIES = "series"
 
+# In the entry of a scan, and in the meta of its image: its name, where its file's name does not tell it.
+SCAN_NAME = "name"
+
 # A predicted label map ``(1, H, W, Z)`` on the network's grid, for pictures.
 NETWORK_LABEL = "network_label"
 
@@ -64,6 +67,9 @@ NOTICES = "notices"
 
 # In the meta of a label map: the names of its ids, ``{id: name}``, where its file states them.
 ORGAN_NAMES = "organ_names"
+
+# In the meta of a label map: true if it lies on a grid of its own and not on its image's.
+OWN_GRID = "own_grid"
 
 # The only entry of a scan that cannot be read: what is wrong with it, in one sentence.
 PROBLEM = "problem"

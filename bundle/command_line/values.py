@@ -103,6 +103,9 @@ TRUTH = Kind("True or False, with a capital", "True", lambda value: isinstance(v
 DEVICE = Kind("a name such as cpu or cuda:0", "cpu", lambda value: not isinstance(value, bool | int | float | Mapping))
 ORGANS = Kind("names and different ids above 0", '"{liver: 1, spleen: 2}"', _are_organs)
 NAMES = Kind("a list of names", '"[liver, spleen]"', lambda value: _is_sequence(value, None, _is_text))
+SERIES = Kind(
+    "the number, description or SeriesInstanceUID of a series", "4", lambda value: _is_whole(value) or _is_text(value)
+)
 SIZE = Kind(
     "two whole numbers of pixels, rows and columns, at least 16",
     '"[256, 256]"',
@@ -164,6 +167,8 @@ KINDS: dict[str, Kind] = {
     "support_dir": PATH.or_null(),
     "support_image": PATHS.or_null(),
     "support_label": PATHS.or_null(),
+    "channel": FROM_ZERO,
+    "series": SERIES.or_null(),
     "annotated": _choice("auto", "drawn", "all"),
     "ignore_value": _whole(1).or_null(),
     "prototypes": PATHS.or_null(),

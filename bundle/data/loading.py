@@ -10,7 +10,8 @@ from typing import Any
 
 from bundle import distributed
 from bundle.data.reader import BROKEN_FILE, FileError, check_is_file, in_words
-from bundle.keys import PROBLEM
+from bundle.keys import IMAGE, PROBLEM, SCAN_NAME
+from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -34,7 +35,7 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         if isinstance(scan.get(key), str | Path):
             _check_is_file(scan[key], key)
     try:
-        return transform(dict(scan))
+        return _with_name(transform(dict(scan)), scan)
     except BROKEN_FILE as error:
         reason = _reason(error)
         if not isinstance(reason, BROKEN_FILE):
@@ -43,6 +44,14 @@ def read_scan(scan: Scan, transform: Callable[[Any], Any]) -> Any:
         name = scan["image"] if isinstance(scan["image"], str | Path) else "the volume"
         words = str(reason) if isinstance(reason, FileError) else f"{name}: {in_words(reason)}"
         raise ScanError(words) from error
+
+
+def _with_name(volumes: Any, scan: Scan) -> Any:
+    """Keep the name of a scan known in its image's meta, if its file's name does not tell it."""
+    image = volumes.get(IMAGE) if SCAN_NAME in scan and isinstance(volumes, Mapping) else None
+    if isinstance(image, MetaTensor):
+        image.meta[SCAN_NAME] = scan[SCAN_NAME]
+    return volumes
 
 
 def _check_is_file(path: Any, what: str) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from bundle.data.geometry import Header, affine_of
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.files import written_whole
+from bundle.keys import SCAN_NAME
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey
 from nibabel.filebasedimages import ImageFileError
@@ -42,7 +43,7 @@ def source_of(image: MetaTensor) -> str:
 
 def name_of(image: MetaTensor) -> str:
     """Return the name of a volume's scan."""
-    return scan_name(source_of(image))
+    return str(image.meta.get(SCAN_NAME) or scan_name(source_of(image)))
 
 
 def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -3,33 +3,33 @@
 <dataset_dir>/images/<scan>.nii.gz        every scan
 <dataset_dir>/labels/<scan>.nii.gz        label maps of the annotated scans, with the same names
 
-nnU-Net's imagesTr/<scan>_0000.nii.gz and labelsTr/<scan>.nii.gz are also accepted.
+nnU-Net's imagesTr/<scan>_0000.nii.gz and labelsTr/<scan>.nii.gz are also accepted. A scan may be a folder, a DICOM
+series, and so may a label map, with a mask for each organ; ``layouts.py`` has the folders without ``images``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+from bundle.data.layouts import chosen_series, dicom_scans, scans_in_folders
+from bundle.data.names import (
+    DICOM_SUFFIXES,
+    IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
+    LABEL_FOLDERS,
+    SEGMENTATION_SUFFIX,
+    by_name,
+    of_channel,
+    subfolder,
+)
 from bundle.data.phantoms import write_phantoms
 
 ScanFiles = dict[str, Any]
-
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-
-# Suffix of 3D Slicer's segmentations, which are label maps and never scans.
-SEGMENTATION_SUFFIX = ".seg.nrrd"
-
-IMAGE_FOLDERS = ("images", "imagesTr")
-# Folder names of the bundle and of nnU-Net; the first that exists is used.
-LABEL_FOLDERS = ("labels", "labelsTr")
-
-# Folders in which nnU-Net has one file for each channel of a scan.
-NNUNET_FOLDERS = ("imagesTr", "imagesTs")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def open_split(
     phantom: dict[str, Any] | None = None,
     support_scans: int = 1,
     empty: bool = False,
+    channel: int = 0,
+    series: str | int | None = None,
 ) -> Split:
     """Find the scans of a folder and split them by purpose.
 
@@ -72,6 +74,8 @@ def open_split(
         phantom: Settings of ``write_phantoms``.
         support_scans: Number of annotated scans in the support, >= 1.
         empty: If true, no scans are searched for: a server provides them.
+        channel: As of ``list_scans``.
+        series: As of ``list_scans``.
 
     Returns:
         The split. There are no queries if only ``support_scans`` scans are annotated.
@@ -87,7 +91,7 @@ def open_split(
     if dataset_dir is None:
         with idist.one_rank_first():  # the other processes then find the scans
             dataset_dir = write_phantoms(phantom_dir, **(phantom or {}))
-    scans = list_scans(dataset_dir)
+    scans = list_scans(dataset_dir, channel, series)
     if fold is not None:
         return _split_of_fold(scans, fold, num_folds, support_scans)
     annotated = [scan for scan in scans if "label" in scan]
@@ -116,6 +120,8 @@ def find_support(
     dataset_dir: str | Path | None = None,
     needed: bool = True,
     prototypes: Any = None,
+    channel: int = 0,
+    series: str | int | None = None,
 ) -> list[ScanFiles]:
     """Find the annotated scans that show what to segment.
 
@@ -129,6 +135,8 @@ def find_support(
             ``default`` is not used then, since phantoms are no support for a user's scans.
         needed: If false, the support may be empty, and ``default`` is not used.
         prototypes: Files of prototypes; with any of them, no annotated scan is needed.
+        channel: As of ``list_scans``.
+        series: As of ``list_scans``.
 
     Returns:
         ``{"image", "label"}`` of each annotated scan.
@@ -140,12 +148,16 @@ def find_support(
     if support_dir is not None and support_image is not None:
         raise ValueError("support must be support_dir or support_image, got both. Leave one of them out.")
     if support_dir is not None:
-        return _labeled_of(Path(support_dir), None if dataset_dir is None else Path(dataset_dir))
+        scans = list_scans(support_dir, channel, series)
+        return _labeled_of(Path(support_dir), scans, None if dataset_dir is None else Path(dataset_dir))
     if files := _support_of_files(support_image, support_label):
         return files
     if prototypes or (not needed and dataset_dir is None):
         return []
-    support = default().support if default is not None and dataset_dir is None else _labeled(dataset_dir)
+    if default is not None and dataset_dir is None:
+        support = default().support
+    else:
+        support = _labeled(dataset_dir, channel, series)
     if not support and needed:
         raise ValueError(
             "no annotated scan was given. Set support_dir (a folder with images/ and labels/), or support_image "
@@ -165,17 +177,19 @@ def _support_of_files(image: str | Sequence[str] | None, label: str | Sequence[s
     return [{"image": one, "label": other} for one, other in zip(images, labels, strict=True)]
 
 
-def _labeled(dataset_dir: str | Path | None) -> list[ScanFiles]:
-    """Return the scans of a folder with ``images`` that have a label; none of another folder, or of a file."""
-    if dataset_dir is None or not subfolder(Path(dataset_dir), LABEL_FOLDERS).is_dir():
+def _labeled(dataset_dir: str | Path | None, channel: int, series: str | int | None) -> list[ScanFiles]:
+    """Return the scans of a folder that have a label; none of a folder of files, or of a file."""
+    folder = None if dataset_dir is None else Path(dataset_dir)
+    if folder is None or not folder.is_dir():
         return []
-    return [scan for scan in list_scans(dataset_dir) if "label" in scan]
+    has_labels = subfolder(folder, LABEL_FOLDERS).is_dir()
+    scans = list_scans(folder, channel, series) if has_labels else other_layout(folder, series)
+    return [scan for scan in scans if "label" in scan]
 
 
-def _labeled_of(support_dir: Path, dataset_dir: Path | None) -> list[ScanFiles]:
+def _labeled_of(support_dir: Path, scans: Sequence[ScanFiles], dataset_dir: Path | None) -> list[ScanFiles]:
     """Return the annotated scans of a folder; its other scans are segmented, unless ``dataset_dir`` is another one."""
-    scans = list_scans(support_dir)
-    bare = [Path(scan["image"]).name for scan in scans if "label" not in scan]
+    bare = [scan.get("name") or Path(scan["image"]).name for scan in scans if "label" not in scan]
     is_apart = dataset_dir is not None and dataset_dir.resolve() != support_dir.resolve()
     if bare and (is_apart or len(bare) == len(scans)):
         raise ValueError(
@@ -190,6 +204,8 @@ def find_scans(
     support: Sequence[ScanFiles],
     default: Callable[[], Split] | None = None,
     support_dir: str | Path | None = None,
+    channel: int = 0,
+    series: str | int | None = None,
 ) -> list[ScanFiles]:
     """List the scans to segment: those of a folder, or of its ``images``, without those of the support.
 
@@ -198,12 +214,14 @@ def find_scans(
         support: The annotated scans, which are not segmented.
         default: Opens the split whose queries are used if there is no folder.
         support_dir: Folder of annotated scans; without ``dataset_dir`` its scans without a label are segmented.
+        channel: As of ``list_scans``.
+        series: As of ``list_scans``.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no scan besides the support's.
     """
-    bare = [scan for scan in list_scans(support_dir) if "label" not in scan] if support_dir is not None else []
-    if dataset_dir is None and bare:
+    shown = [] if support_dir is None else list_scans(support_dir, channel, series)
+    if dataset_dir is None and (bare := [scan for scan in shown if "label" not in scan]):
         return bare
     if dataset_dir is None:
         return _images(default().queries if default is not None else [])
@@ -211,10 +229,11 @@ def find_scans(
     if folder.is_file():
         scans = [{"image": str(folder)}]
     elif folder.is_dir() and not subfolder(folder, IMAGE_FOLDERS).is_dir():
-        images = first_channels(_by_name(folder), {}, folder)
+        images = of_channel(by_name(folder, folders=False), {}, folder, channel)
         scans = [{"image": str(path)} for _, path in sorted(images.items())]
+        scans = scans or _images(other_layout(folder, series))
     else:
-        scans = _images(list_scans(folder))
+        scans = _images(list_scans(folder, channel, series))
     known = {Path(scan["image"]).resolve() for scan in support}
     scans = [scan for scan in scans if Path(scan["image"]).resolve() not in known]
     if not scans:
@@ -225,19 +244,28 @@ def find_scans(
     return scans
 
 
-def list_scans(dataset_dir: str | Path) -> list[ScanFiles]:
+def list_scans(dataset_dir: str | Path, channel: int = 0, series: str | int | None = None) -> list[ScanFiles]:
     """List the scans of a folder with their labels, if any, sorted by the last number in their names.
+
+    Args:
+        dataset_dir: Folder with ``images``, or one of those in ``layouts.py``.
+        channel: The channel to take where a scan has one file for each, as nnU-Net's ``<scan>_0001.nii.gz``.
+        series: Number, description or ``SeriesInstanceUID`` of the DICOM series to take, where folders hold several.
 
     Raises:
         FileNotFoundError: If the folder does not exist or holds no image.
-        ValueError: If a label has no image of its name.
+        ValueError: If a label has no image of its name, or a channel or series does not exist.
     """
     folder = Path(dataset_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"dataset_dir {folder} does not exist. Give a folder that holds images/.")
     place, label_place = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, LABEL_FOLDERS)
-    labels = _by_name(label_place, (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES))
-    images = first_channels(_by_name(place), labels, place)
+    labels = by_name(label_place, (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES, *DICOM_SUFFIXES))
+    images = of_channel(by_name(place), labels, place, channel)
+    if series is not None:
+        images = {name: chosen_series(path, series) if path.is_dir() else path for name, path in images.items()}
+    if not images and (others := other_layout(place if place.is_dir() else folder, series)):
+        return others
     if not images:
         raise FileNotFoundError(
             f"{folder} holds no scan. Put scans into {place} as one of {', '.join(IMAGE_SUFFIXES)} "
@@ -301,60 +329,12 @@ def files_of(scans: Sequence[ScanFiles]) -> list[str]:
 
 
 def _images(scans: Sequence[ScanFiles]) -> list[ScanFiles]:
-    return [{"image": scan["image"]} for scan in scans]
+    return [{key: value for key, value in scan.items() if key != "label"} for scan in scans]
 
 
-def subfolder(folder: Path, names: Sequence[str]) -> Path:
-    """Return the first of some subfolders that exists, or the first one if none does."""
-    return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
-
-
-def first_channels(images: Mapping[str, Path], labels: Collection[str], folder: Path) -> dict[str, Path]:
-    """Keep each scan's first channel, if images have nnU-Net's names: ``<scan>_0000``, ``<scan>_0001``, ...
-
-    That is assumed in nnU-Net's folders (``imagesTr``, ``imagesTs``), or if labels have the names without the number.
-
-    Args:
-        images: The image files by name.
-        labels: The names of the label maps.
-        folder: The folder of the images.
-
-    Returns:
-        The image files by the names of their scans.
-    """
-    without = {name: re.sub(r"_\d{4}$", "", name) for name in images}
-    fit = bool(labels) and not set(labels) & set(images) and set(labels) <= set(without.values())
-    if not fit and folder.name not in NNUNET_FOLDERS:
-        return dict(images)
-    kept: dict[str, Path] = {}
-    for name in sorted(images):
-        kept.setdefault(without[name], images[name])
-    return kept
-
-
-def _by_name(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    files = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes)]
-    if SEGMENTATION_SUFFIX not in suffixes:
-        files = [path for path in files if not path.name.lower().endswith(SEGMENTATION_SUFFIX)]
-    named: dict[str, Path] = {}
-    for path in sorted(path for path in files if not path.name.startswith(".")):
-        other = named.setdefault(scan_name(path), path)
-        if other is not path:
-            raise ValueError(
-                f"a scan must have one file, but {folder} has {other.name} and {path.name}. Keep one of them."
-            )
-    return named
-
-
-def scan_name(path: str | Path) -> str:
-    """Return a file's name without folder and image suffix."""
-    name = Path(path).name
-    for suffix in (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+def other_layout(folder: Path, series: str | int | None) -> list[ScanFiles]:
+    """Return the scans of a folder without ``images``; see ``layouts.py``."""
+    return scans_in_folders(folder, IMAGE_SUFFIXES) or dicom_scans(folder, series)
 
 
 def _number(name: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from bundle import distributed
 from bundle.data.loading import Scan
+from bundle.data.names import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
 from bundle.data.reader import FileError, load_volume, look_at
-from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
 
 # A scan with values below is a CT in HU: air is -1000.
 HOUNSFIELD_AIR = -500.0
@@ -73,7 +73,8 @@ def survey(
             problems.append(str(error))
     finished = len(scans) - len(pending)
     counts = f"{len(scans)} scans: {len(usable)} to segment, {finished} with a finished mask, {len(problems)} unusable"
-    lines = [counts, *_ranges("scans", grids), *_about_support(support), *_left_alone(dataset_dir)]
+    taken = {str(scan[key]) for scan in (*scans, *support) for key in ("image", "label") if key in scan}
+    lines = [counts, *_ranges("scans", grids), *_about_support(support), *_left_alone(dataset_dir, taken)]
     return Survey(usable, problems, lines)
 
 
@@ -105,18 +106,26 @@ def _about_support(support: Sequence[Scan]) -> list[str]:
     return _ranges(f"{name} ({modality})", grids)
 
 
-def _left_alone(dataset_dir: str | Path | None) -> list[str]:
-    """Say which files of the folder are no scans."""
+def _left_alone(dataset_dir: str | Path | None, taken: Collection[str]) -> list[str]:
+    """Say which files of the folder are no scans, and of how many channels or series another one is taken."""
     if dataset_dir is None or not Path(dataset_dir).is_dir():
         return []
     folder = subfolder(Path(dataset_dir), IMAGE_FOLDERS)
     place = folder if folder.is_dir() else Path(dataset_dir)
+    places = {Path(path) for path in taken}
+    places |= {parent for path in places for parent in path.parents}
+    if place in {Path(path) for path in taken}:  # a DICOM series
+        return []
     others: Counter[Any] = Counter(
-        "folders" if path.is_dir() else path.suffix or "no suffix"
-        for path in place.iterdir()
-        if not path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+        _kind(path) for path in place.iterdir() if path not in places and not path.name.startswith(".")
     )
     if not others:
         return []
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(MOST_NAMED))
     return [f"left alone in {place}: {kinds}{' and others' if len(others) > MOST_NAMED else ''}"]
+
+
+def _kind(path: Path) -> str:
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return "other images (channels; see the key channel)"
+    return "folders" if path.is_dir() else path.suffix or "no suffix"

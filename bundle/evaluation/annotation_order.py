@@ -23,7 +23,7 @@ from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
 from bundle.command_line.words import typed_command
 from bundle.data import list_scans
-from bundle.data.scans import scan_name
+from bundle.data.names import name_of_scan
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import Features, Support
 from bundle.inference.next_scan import Glance, expected_quality, glance_at, rank_by_quality, rank_by_similarity
@@ -112,7 +112,7 @@ class Annotator:
         self.num_components: int | None = parser.get_parsed_content("num_components")
         read = parser.get_parsed_content("inferer#support").read
         bar = tqdm(scans, desc="encoding", unit="scan")
-        self.scans = {scan_name(scan[IMAGE]): self._encoded(scan, read(dict(scan))) for scan in bar}
+        self.scans = {name_of_scan(scan): self._encoded(scan, read(dict(scan))) for scan in bar}
         self._known: dict[frozenset[str], dict[str, float]] = {}
 
     def _encoded(self, files: Mapping[str, str], volumes: Mapping[str, Any]) -> _Scan:

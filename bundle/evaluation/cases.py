@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from bundle import distributed
 from bundle.data.nifti import name_of, source_of
-from bundle.data.reader import load_volume
+from bundle.data.reader import load_label
 from bundle.evaluation.metrics import case_metrics
 from bundle.evaluation.report_page import write_report
 from bundle.evaluation.scores import METRICS, STEPS, numbers
@@ -96,7 +96,7 @@ class CaseTable:
     def _compare(self, item: Mapping[str, Any], seconds: float) -> Iterator[dict[str, str]]:
         on_network: MetaTensor = item[NETWORK_LABEL]
         masks = restore_grid(MetaTensor(item[PRED_MASKS], meta=on_network.meta))
-        truth = whole_ids(load_volume(source_of(item[LABEL])))
+        truth = whole_ids(load_label(source_of(item[LABEL]), masks))
         affine = np.asarray(masks.affine, dtype=float)
         steps = np.linalg.inv(affine) @ np.asarray(on_network.affine, dtype=float)
         slice_axis = int(np.abs(steps[:3, 2]).argmax())  # in the file's axes

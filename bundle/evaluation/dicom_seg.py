@@ -13,7 +13,7 @@ from typing import Any
 
 import bundle
 import numpy as np
-from bundle.data.scans import IMAGE_SUFFIXES
+from bundle.data.names import IMAGE_SUFFIXES
 from bundle.evaluation.organ_colors import ANATOMY, organ_colors
 from bundle.files import written_whole
 from bundle.keys import SERIES

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.keys import LEAST_CONFIDENT, NOTICES, ORGAN_IDS, QUALITY
 
 # The id of notices about the whole scan.

@@ -21,7 +21,8 @@ from bundle.command_line.command import check_merged, refuse_unknown_keys
 from bundle.command_line.configs import config_paths, parsed
 from bundle.command_line.words import typed_command
 from bundle.data import list_scans
-from bundle.data.scans import fold_of, scan_name
+from bundle.data.names import name_of_scan
+from bundle.data.scans import fold_of
 from bundle.evaluation.annotation_order import Annotator
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import SliceMatching, Support
@@ -158,8 +159,8 @@ def drawn_slices(
     draftsman = Draftsman(parsed([str(path) for path in files], keys), needed)
     found: list[Case] = []
     for fold, (queries, support) in tqdm(parts.items(), desc="drawing", unit="fold"):
-        names = [scan_name(scan["image"]) for scan in queries]
-        found += draftsman.cases(fold, scan_name(support[0]["image"]), names, numbers)
+        names = [name_of_scan(scan) for scan in queries]
+        found += draftsman.cases(fold, name_of_scan(support[0]), names, numbers)
     _write(Path(output_dir), found)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from bundle.data import report_problems
 from bundle.data.loading import ScanError
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.files import write_csv
 from bundle.inference.matching import Features, Support
 from bundle.inference.organ_shapes import typical_components

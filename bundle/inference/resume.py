@@ -10,7 +10,7 @@ from typing import Any, cast
 import nibabel
 from bundle import distributed
 from bundle.data.loading import Scan
-from bundle.data.scans import scan_name
+from bundle.data.names import name_of_scan
 from bundle.files import read_json, write_json
 from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
 from nibabel.filebasedimages import ImageFileError
@@ -53,15 +53,13 @@ class Resumption:
         self.folder = Path(folder)
         self.made_with = {"versions": library_versions(), **describe(settings or {})}
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
-        self.names = [scan_name(scan["image"]) for scan in scans]
+        self.names = [name_of_scan(scan) for scan in scans]
         self.images = {name: str(scan["image"]) for name, scan in zip(self.names, scans, strict=True)}
         self.finished: list[str] = []
         self._support_changed = False
         if resume:
             self._refuse_changes()
-            self.finished = distributed.from_first(
-                [scan_name(scan["image"]) for scan in scans if self._is_finished(scan)]
-            )
+            self.finished = distributed.from_first([name_of_scan(scan) for scan in scans if self._is_finished(scan)])
             if distributed.is_first():
                 print(self._summary(len(scans)), flush=True)
         finished = set(self.finished)
@@ -101,7 +99,7 @@ class Resumption:
 
     def _is_finished(self, scan: Scan) -> bool:
         try:
-            mask = nibabel.load(self.folder / f"{scan_name(scan['image'])}.nii.gz")
+            mask = nibabel.load(self.folder / f"{name_of_scan(scan)}.nii.gz")
         except (FileNotFoundError, ImageFileError, EOFError):
             return False
         written = cast("nibabel.Nifti1Image", mask).header["descrip"].item()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.inference.encoded_scans import AnnotatedScan, EncodedScans, PrototypeFolder, size_of
 from bundle.inference.matching import Features, Matching, Support
 from bundle.inference.organ_names import common_names, names_of_labels, new_ids, unnamed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bundle.data.scans import IMAGE_SUFFIXES, scan_name
+from bundle.data.names import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE
 from bundle.monai_label.organs import known_organs, merged_entries, organ_name, with_new_entries
 

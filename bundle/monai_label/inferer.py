@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.inference.encoded_scans import AnnotatedScan
 from bundle.inference.next_scan import ScanRanker
 from bundle.inference.volume_inferer import VolumeInferer

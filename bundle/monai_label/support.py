@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.data.scans import scan_name
+from bundle.data.names import scan_name
 from bundle.keys import IMAGE, LABEL, SUPPORT
 from bundle.monai_label.datastore import Annotation, all_scans, organ_entries, submitted_annotations
 from bundle.monai_label.organs import is_default_name, organ_name

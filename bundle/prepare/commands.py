@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle.command_line.values import check_values
 from bundle.data.loading import report_problems
 from bundle.prepare.dataset import Dataset, prepare
 from bundle.prepare.recipes import Recipe, cardiac_recipe, ct_recipe, mr_recipe, nifti_recipe
@@ -87,13 +88,15 @@ def nifti(
     size: Any = None,
     orientation: Any = "PLS",
     unlabeled: Any = "refuse",
+    channel: Any = 0,
+    series: Any = None,
 ) -> None:
     """Any folder of volumes: checked, then kept as they are or resampled.
 
         python -m bundle prepare nifti --source scans --labels masks --target data/mine --organs "{liver: 1, spleen: 2}"
         python -m bundle prepare nifti --source mine --target data/mine --spacing 1.5,1.5,5 --size 256,256
 
-    --source       folder of images, or a folder with images/ and labels/ (needed)
+    --source       folder of images, one with images/ and labels/, a folder for each scan, or DICOM series (needed)
     --target       folder to write to (needed)
     --labels       folder of labels, named or numbered like their images (default: labels/ in the source)
     --organs       names and ids in the labels, in quotes (default: what the labels hold, as organ_1, organ_2 ...)
@@ -102,13 +105,17 @@ def nifti(
     --size         rows, columns to crop or pad to; alone it means --spacing fit (default: unchanged, or 256,256)
     --orientation  axes of rows, columns, slices when resampling; none: as stored (default: PLS)
     --unlabeled    what to do with a scan without a label: refuse, keep (its image alone), skip (default: refuse)
+    --channel      of scans with a file for each channel (<scan>_0000, <scan>_0001), the one to take (default: 0)
+    --series       number, description or SeriesInstanceUID of one of several DICOM series (default: none)
 
     Then: --data data_nifti, or data_sabs_ct for CT.
     """
     _refuse_other(modality=(modality, ("mr", "ct")))
     recipe = nifti_recipe(spacing, _size(size), None if str(orientation).lower() == "none" else str(orientation))
     label_folder = None if labels is None else _folder("labels", labels)
-    _run(open_nifti(_folder("source", source), label_folder, _organs(organs), modality), recipe, target, unlabeled)
+    check_values(channel=channel, series=series)
+    found = open_nifti(_folder("source", source), label_folder, _organs(organs), modality, channel, series)
+    _run(found, recipe, target, unlabeled)
 
 
 ARITHMETICS = ("clean", "reference")

@@ -12,8 +12,21 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from bundle.data.reader import ScanReader
-from bundle.data.scans import IMAGE_FOLDERS, IMAGE_SUFFIXES, LABEL_FOLDERS, first_channels, scan_name, subfolder
+from bundle.data.names import (
+    DICOM_SUFFIXES,
+    IMAGE_FOLDERS,
+    IMAGE_SUFFIXES,
+    LABEL_FOLDERS,
+    SEGMENTATION_SUFFIX,
+    is_scan_folder,
+    name_of_scan,
+    of_channel,
+    scan_name,
+    subfolder,
+)
+from bundle.data.organ_masks import organ_ids
+from bundle.data.reader import ScanReader, is_dicom, names_beside
+from bundle.data.scans import other_layout
 from bundle.keys import IMAGE, LABEL
 from bundle.transforms.volumes import Data
 from monai.transforms import EnsureChannelFirstd, LoadImaged
@@ -36,6 +49,9 @@ BTCV_ORGANS = {
     "left_adrenal": 13,
 }
 MSCMR_ORGANS = {"lv_myocardium": 200, "lv_blood_pool": 500, "rv": 600}
+
+# Suffixes of label maps; the first is 3D Slicer's.
+LABEL_SUFFIXES = (SEGMENTATION_SUFFIX, *IMAGE_SUFFIXES, *DICOM_SUFFIXES)
 
 # Folders that are skipped: test sets have no labels, and macOS adds hidden copies of zipped files.
 LEFT_OUT = {"Test_Sets", "Testing", "__MACOSX"}
@@ -172,29 +188,43 @@ def open_mscmr(folder: Path) -> Source:
     )
 
 
-def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | None, modality: str) -> Source:
+def open_nifti(
+    folder: Path,
+    labels: Path | None,
+    organs: Mapping[str, int] | None,
+    modality: str,
+    channel: int = 0,
+    series: str | int | None = None,
+) -> Source:
     """Find the scans of any folder.
 
     Args:
-        folder: Folder of images, or with ``images/`` (and ``labels/``), or nnU-Net's ``imagesTr`` (and ``labelsTr``).
+        folder: Folder of images, or with ``images/`` (and ``labels/``), or nnU-Net's ``imagesTr`` (and ``labelsTr``);
+            or another layout that ``list_scans`` reads, such as DICOM series.
         labels: Folder of labels, with the names of their images, or else with the same last numbers.
-        organs: Names and ids; ``None`` takes the ids that the labels hold.
+        organs: Names and ids; ``None`` takes those of a mask for each organ or of the Decathlon's ``dataset.json``, or
+            else the ids that the labels hold.
         modality: ``"mr"`` or ``"ct"``.
+        channel: As of ``list_scans``.
+        series: As of ``list_scans``.
 
     Raises:
         ValueError: If there is no image, or labels cannot be matched to images.
     """
     found = subfolder(folder, IMAGE_FOLDERS)
     place = found if found.is_dir() else folder
-    label_files = _by_name(labels or subfolder(folder, LABEL_FOLDERS))
-    images = first_channels(_by_name(place), label_files, place)
+    label_files = _by_name(labels or subfolder(folder, LABEL_FOLDERS), LABEL_SUFFIXES)
+    images = of_channel(_by_name(place), label_files, place, channel)
+    others = [] if images else other_layout(place, series)
+    images |= {name_of_scan(scan): Path(scan["image"]) for scan in others}
+    label_files |= {name_of_scan(scan): Path(scan["label"]) for scan in others if "label" in scan}
     _refuse_none(images, folder, f"images ({', '.join(IMAGE_SUFFIXES)}), directly or in images/")
     label_of = _matched(images, label_files)
     return Source(
         name=(folder.parent if folder.name in IMAGE_FOLDERS else folder).name,
         folder=folder,
         modality=modality,
-        organs=organs,
+        organs=organs or _stated_organs(label_of.values()),
         origin="the user's own files",
         licence="as the files'",
         config="data_nifti" if modality == "mr" else "data_sabs_ct",
@@ -204,6 +234,16 @@ def open_nifti(folder: Path, labels: Path | None, organs: Mapping[str, int] | No
         ],
         read=read_files,
     )
+
+
+def _stated_organs(labels: Iterable[Path]) -> dict[str, int] | None:
+    """Return the names of organs and their ids, if the files beside label maps state them."""
+    label = next(iter(labels), None)
+    if label is None:
+        return None
+    if label.is_dir() and not is_dicom(label):
+        return organ_ids(label)
+    return {name: organ for organ, name in names_beside(label).items()} or None
 
 
 def read_files(scan: SourceScan) -> Data:
@@ -272,9 +312,11 @@ def _numbered_scans(folder: Path, image: str, label: str, name: str, looked_for:
     ]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
+def _by_name(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
     found: dict[str, list[Path]] = {}
-    for path in _files(folder, IMAGE_SUFFIXES):
+    is_place = folder.is_dir() and (folder.name in IMAGE_FOLDERS or suffixes == LABEL_SUFFIXES)
+    folders = [path for path in sorted(folder.iterdir()) if is_scan_folder(path, suffixes)] if is_place else []
+    for path in (*_files(folder, suffixes), *folders):
         found.setdefault(scan_name(path), []).append(path)
     _refuse_twice(found.values())
     return {name: path for name, (path,) in found.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bundle.transforms.own_grid import on_grid_of
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
@@ -54,7 +55,7 @@ class CheckVolumed(MapTransform):
 
 
 class CheckLabeld(MapTransform):
-    """Check label maps: each must hold organ ids, on the grid of its image.
+    """Check label maps: each must hold organ ids, on the grid of its image. DICOM segmentations are put onto it.
 
     Args:
         keys: Label maps, as loaded and channel first.
@@ -80,7 +81,8 @@ class CheckLabeld(MapTransform):
         """
         result = dict(data)
         for key in self.key_iterator(data):
-            label, image = data[key], data[self.image_key]
+            image = data[self.image_key]
+            label = on_grid_of(data[key], image)
             check_shape(label)
             if label.shape != image.shape:
                 raise ValueError(

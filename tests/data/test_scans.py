@@ -7,17 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundle.data.scans import (
-    Split,
-    dataset_name,
-    files_of,
-    find_scans,
-    find_support,
-    fold_of,
-    list_scans,
-    open_split,
-    scan_name,
-)
+from bundle.data.names import scan_name
+from bundle.data.scans import Split, dataset_name, files_of, find_scans, find_support, fold_of, list_scans, open_split
 from tests.golden_data import golden_json
 
 IDS = {"CHAOST2": [1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39], "SABS": list(range(30))}

@@ -19,7 +19,10 @@ from bundle.data.reader import load_volume
 from bundle.inference import segment as module
 from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
+from pydicom.uid import generate_uid
+from tests.data.dicom import write_segmentation, write_series
 from tests.data.scans import noise_volume, write_nifti
+from tests.prepare.downloads import Acquisition, label_at
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL: dict[str, Any] = {"slice_size": [64, 64], "device": "cpu"}
@@ -162,3 +165,32 @@ def test_a_misspelt_key_is_refused() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, bundle; assert 'torch' not in sys.modules; bundle.segment; assert 'torch' in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_of_series_is_segmented_as_their_volumes_in_nifti_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, uid = Acquisition(down=(0, 0, -1), size=(48, 40, 8), spacing=(2.5, 3.0, 9.0)), generate_uid()
+    write_series(tmp_path / "in/a/ct", taken, uid=uid)
+    write_series(tmp_path / "in/b/ct", taken, RescaleIntercept=7)
+    write_segmentation(tmp_path / "in/a/seg.dcm", taken, {1: "Liver", 4: "Spleen"}, series=uid)
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run"])
+    keys = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out"), **SMALL}
+    workflow = ConfigWorkflow(CONFIGS / "inference.yaml", workflow_type="infer", logging_file=False, **keys)
+    workflow.initialize()
+    workflow.run()
+    shown, found = nibabel.load(tmp_path / "out/masks/b_ct.nii.gz"), load_volume(tmp_path / "in/b/ct")
+    volumes = {name: as_volume(tmp_path / "in" / name / "ct") for name in ("a", "b")}
+    np.testing.assert_allclose(shown.affine, volumes["b"].affine, atol=1e-4)
+    truth = label_at(places_of(volumes["a"]))
+    for name, values in {"a": volumes["a"], "b": found, "label": np.where(np.isin(truth, (1, 4)), truth, 0)}.items():
+        write_nifti(tmp_path / f"{name}.nii.gz", np.asarray(values, np.float32), np.asarray(volumes["b"].affine))
+    same = bundle.segment(*(tmp_path / f"{name}.nii.gz" for name in ("b", "a", "label")), **SMALL)
+    np.testing.assert_array_equal(np.asarray(shown.dataobj), np.asarray(same.dataobj))
+    assert "Spleen" in (tmp_path / "out/masks/organs.json").read_text()
+
+
+def places_of(volume: MetaTensor) -> np.ndarray:
+    affine = np.asarray(volume.affine)
+    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), axis=-1)
+    return (index @ affine[:3, :3].T + affine[:3, 3]).round(9)
