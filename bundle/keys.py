@@ -59,6 +59,9 @@ SUPPORT_COMPONENTS = "support_components"
 # In the meta of scores: each organ's smallest and largest volume in the annotated scans, ml, ``(O, 2)``; or NaN.
 SUPPORT_MILLILITERS = "support_milliliters"
 
+# In the meta of scores: the mean thickness of each organ in the annotated scans' slices, pixels, ``(O,)``; or NaN.
+SUPPORT_THICKNESS = "support_thickness"
+
 # In the meta of scores: distance of the intensities to the annotated scans', in standard deviations, ``(1,)``.
 INTENSITY_DISTANCE = "intensity_distance"
 

@@ -1,16 +1,19 @@
-"""Shapes of organs in annotated scans: their number of components and their volumes."""
+"""Shapes of organs in annotated scans: their number of components, their volumes and their thickness."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_high, median_low
+from statistics import median, median_high, median_low
 
+import torch
+import torch.nn.functional as F
 from bundle.transforms.components import count_components
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import milliliters_of
 from bundle.transforms.slices import organ_slices, organs_of
+from monai.transforms.utils import distance_transform_edt
 from torch import Tensor
 
 
@@ -21,10 +24,12 @@ class OrganShape:
     Attributes:
         components: Its number of connected components, specks left out.
         milliliters: Its volume; NaN if only some of its slices are annotated.
+        thickness: Its mean thickness in its slices, pixels: a strip's width; NaN if it is not known.
     """
 
     components: int
     milliliters: float = math.nan
+    thickness: float = math.nan
 
 
 def shapes_of(label: Tensor, partial: bool = False) -> dict[int, OrganShape]:
@@ -37,12 +42,28 @@ def shapes_of(label: Tensor, partial: bool = False) -> dict[int, OrganShape]:
     """
     ids = plain(label)[0]
     if partial:
-        return {organ: OrganShape(_components_in_a_slice(ids, organ)) for organ in organs_of(ids)}
+        return {
+            organ: OrganShape(_components_in_a_slice(ids, organ), thickness=thickness_of(ids == organ))
+            for organ in organs_of(ids)
+        }
     masks = {organ: ids == organ for organ in organs_of(ids)}
     return {
-        organ: OrganShape(count_components(mask), milliliters_of(int(mask.sum()), label))
+        organ: OrganShape(count_components(mask), milliliters_of(int(mask.sum()), label), thickness_of(mask))
         for organ, mask in masks.items()
     }
+
+
+def thickness_of(mask: Tensor) -> float:
+    """Return the mean thickness of a mask ``(H, W, Z)`` in its slices, pixels; NaN if it is empty.
+
+    It is four times the mean distance to the border: a strip's width, and two thirds of a disk's diameter.
+    """
+    rows, columns, slices = (torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((2, 1), (2, 0), (1, 0)))
+    if len(slices) == 0:
+        return math.nan
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][..., slices].movedim(-1, 0)
+    distances = torch.as_tensor(distance_transform_edt(F.pad(box, (1, 1, 1, 1))))[:, 1:-1, 1:-1]
+    return 4 * (float(distances[box].mean()) - 0.5)  # from the pixel's center to the border
 
 
 def _components_in_a_slice(ids: Tensor, organ: int) -> int:
@@ -58,6 +79,12 @@ def range_of_volumes(shapes: Sequence[OrganShape]) -> tuple[float, float]:
     """Return an organ's smallest and largest known volume, ml; NaN if none is known."""
     known = [shape.milliliters for shape in shapes if not math.isnan(shape.milliliters)]
     return (min(known), max(known)) if known else (math.nan, math.nan)
+
+
+def typical_thickness(shapes: Sequence[OrganShape]) -> float:
+    """Return an organ's thickness, the median over several scans, pixels; NaN if none is known."""
+    known = [shape.thickness for shape in shapes if not math.isnan(shape.thickness)]
+    return median(known) if known else math.nan
 
 
 # The shapes of a scan's organs, by id.

@@ -143,7 +143,7 @@ def _check_scan(scan: Any, organs: Mapping[str, int]) -> None:
     plain = all(isinstance(row, list) and all(_is_number(value) for value in row) for row in numbers)
     if not plain or not all(organ in organs for organ in [*scan["organs"], *scan["shapes"]] if _is_name(organ)):
         raise _DamagedError(f"organs, shapes or profile of the scan {scan['name']!r} are invalid")
-    if not all(_is_name(organ) for organ in scan["organs"]) or any(len(row) != 2 for row in numbers[1:]):
+    if not all(_is_name(organ) for organ in scan["organs"]) or any(len(row) not in (2, 3) for row in numbers[1:]):
         raise _DamagedError(f"organs or shapes of the scan {scan['name']!r} are invalid")
 
 

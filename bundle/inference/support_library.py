@@ -384,8 +384,8 @@ def _from_file(
             f"the prototypes {file} are damaged: {error}. Make them again with `python -m bundle encoding`."
         ) from error
     shapes = {
-        ids[organs[name]]: OrganShape(int(components), math.nan if milliliters is None else milliliters)
-        for name, (components, milliliters) in about["shapes"].items()
+        ids[organs[name]]: OrganShape(int(components), *(math.nan if number is None else number for number in others))
+        for name, (components, *others) in about["shapes"].items()
     }
     return AnnotatedScan(matching.renumbered(encoded, ids), shapes, torch.tensor(about["profile"]))
 
@@ -394,11 +394,15 @@ def _to_record(name: str, scan: AnnotatedScan, organs: Mapping[str, int]) -> dic
     """Return the part of a file's record that describes a scan."""
     shown = [organ for organ, value in organs.items() if value in scan.encoded]
     shapes = {
-        organ: [shape.components, None if math.isnan(shape.milliliters) else round(shape.milliliters, 3)]
+        organ: [shape.components, *map(_to_number, (shape.milliliters, shape.thickness))]
         for organ in shown
         if (shape := scan.shapes.get(organs[organ])) is not None
     }
     return {"name": name, "organs": shown, "shapes": shapes, "profile": scan.profile.tolist()}
+
+
+def _to_number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 3)
 
 
 def _never_forgotten(_: Any) -> int:

@@ -9,10 +9,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from bundle.inference.matching import ChunkMatching, Extents, Features, Matching, Support
-from bundle.inference.organ_shapes import range_of_volumes, typical_components
+from bundle.inference.organ_shapes import range_of_volumes, typical_components, typical_thickness
 from bundle.inference.slice_encoder import Precision, SliceEncoder
 from bundle.inference.support_library import SupportLibrary
-from bundle.keys import EXPLAINED, INTENSITY_DISTANCE, ORGAN_IDS, SUPPORT, SUPPORT_COMPONENTS, SUPPORT_MILLILITERS
+from bundle.keys import (
+    EXPLAINED,
+    INTENSITY_DISTANCE,
+    ORGAN_IDS,
+    SUPPORT,
+    SUPPORT_COMPONENTS,
+    SUPPORT_MILLILITERS,
+    SUPPORT_THICKNESS,
+)
 from bundle.networks.alpnet import ALPNet, PrototypeHead, upsample
 from bundle.transforms.annotated import Annotated
 from bundle.transforms.masks import plain
@@ -95,9 +103,9 @@ class VolumeInferer(Inferer):
             Scores ``(B, O, H, W, Z)``: foreground minus background logit of each organ, above 0 inside the organ. They
             carry the meta of ``inputs`` and in addition ``organ_ids``, the organ id of each channel; ``explained``,
             the mean over the body (brighter than the scan's mean) of the largest logit of any class;
-            ``support_components`` and ``support_milliliters``, the organs' shapes in the annotated scans; and
-            ``intensity_distance``, the mean distance between the quantiles of the intensities and those of the most
-            similar annotated scan.
+            ``support_components``, ``support_milliliters`` and ``support_thickness``, the organs' shapes in the
+            annotated scans; and ``intensity_distance``, the mean distance between the quantiles of the intensities and
+            those of the most similar annotated scan.
 
         Raises:
             ValueError: If the support holds no voxel of an organ, or the ``"paper"`` protocol gets no label.
@@ -183,6 +191,7 @@ def _about(support: Support, scans: int) -> dict[str, Tensor]:
         ORGAN_IDS: torch.tensor([support.organs] * scans),
         SUPPORT_COMPONENTS: torch.tensor([[typical_components(some) for some in shapes]] * scans),
         SUPPORT_MILLILITERS: torch.tensor([[range_of_volumes(some) for some in shapes]] * scans),
+        SUPPORT_THICKNESS: torch.tensor([[typical_thickness(some) for some in shapes]] * scans),
     }
 
 

@@ -5,11 +5,12 @@ Scores ``(O, H, W, Z)`` are logits, foreground minus background of each organ: a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from bundle.keys import IMAGE, LEAST_CONFIDENT, NOTICES, QUALITY, SUPPORT_COMPONENTS
+from bundle.keys import IMAGE, LEAST_CONFIDENT, NOTICES, QUALITY, SUPPORT_COMPONENTS, SUPPORT_THICKNESS
 from bundle.transforms.components import largest_components
 from bundle.transforms.confidence import least_confident_slice
 from bundle.transforms.masks import each_organ_mask, plain
@@ -95,7 +96,8 @@ class GuidedScoresd(RefineScoresd):
     """Align scores with the edges of the image, slice by slice: the guided filter (He et al. 2013).
 
     Features, and so the borders of scores, have an eighth of the image's resolution; the filter restores borders that
-    the image shows. In each window the scores become a linear function of the intensities.
+    the image shows. In each window the scores become a linear function of the intensities. A thin organ would be
+    averaged away in it: its scores are left as they are.
 
     Args:
         keys: Scores.
@@ -103,6 +105,8 @@ class GuidedScoresd(RefineScoresd):
         radius: Radius of the window, which is ``2 * radius + 1`` pixels wide; >= 1.
         flatness: Variance of intensities, in squared standard deviations of the scan, below which a window counts as
             flat, and scores in it are only averaged; > 0.
+        min_thickness: Organs that are thinner in the annotated scans, in pixels of a slice, are not filtered; 0 filters
+            all.
         inplace: See ``RefineScoresd``.
 
     Raises:
@@ -110,7 +114,13 @@ class GuidedScoresd(RefineScoresd):
     """
 
     def __init__(
-        self, keys: KeysCollection, image: str = IMAGE, radius: int = 8, flatness: float = 0.03, inplace: bool = False
+        self,
+        keys: KeysCollection,
+        image: str = IMAGE,
+        radius: int = 8,
+        flatness: float = 0.03,
+        min_thickness: float = 13.0,
+        inplace: bool = False,
     ) -> None:
         super().__init__(keys, inplace)
         if radius < 1 or flatness <= 0:
@@ -121,6 +131,7 @@ class GuidedScoresd(RefineScoresd):
         self.image = image
         self.radius = radius
         self.flatness = flatness
+        self.min_thickness = min_thickness
 
     def refine(self, scores: Tensor, data: Mapping[Hashable, Any], meta: Mapping[Any, Any] | None) -> None:
         """Filter one slice at a time: the window means of a whole volume would need many times its memory."""
@@ -131,8 +142,14 @@ class GuidedScoresd(RefineScoresd):
                 f"{list(image.shape[1:])}. Filter before the scores are resampled."
             )
         mean = _WindowMean(scores[0, ..., 0], self.radius)
-        for z in range(scores.shape[-1]):
-            scores[..., z] = self._filtered(image[..., z].to(scores), scores[..., z], mean)
+        thick = self._thick(len(scores), meta or {})
+        for z in range(scores.shape[-1] if thick else 0):
+            scores[thick, ..., z] = self._filtered(image[..., z].to(scores), scores[thick, ..., z], mean)
+
+    def _thick(self, organs: int, meta: Mapping[Any, Any]) -> list[int]:
+        """Return the places of the organs to filter; one whose thickness is not known is among them."""
+        known = torch.as_tensor(meta.get(SUPPORT_THICKNESS, [math.nan] * organs)).flatten().tolist()
+        return [place for place, thickness in enumerate(known) if not thickness < self.min_thickness]
 
     def _filtered(self, guide: Tensor, scores: Tensor, mean: _WindowMean) -> Tensor:
         """Filter ``scores (O, H, W)`` with ``guide (1, H, W)``."""

@@ -240,10 +240,11 @@ def test_the_file_tells_scans_organs_and_names(network: ALPNet, tmp_path: Path) 
     assert record.organs == organs
     told = [(scan["name"], scan["organs"]) for scan in record.scans]
     assert told == [("ann.nii.gz", ["liver", "spleen"]), ("", ["spleen"])]
-    assert [scan["shapes"] for scan in record.scans] == [
-        {"liver": [1, None], "spleen": [1, None]},
-        {"spleen": [1, None]},
-    ]
+    # A component, no volume without an affine, and the thickness of a block of 20 x 30 pixels: 20 (90 - 20) / 90.
+    assert [list(scan["shapes"]) for scan in record.scans] == [["liver", "spleen"], ["spleen"]]
+    shapes = [shape for scan in record.scans for shape in scan["shapes"].values()]
+    assert [shape[:2] for shape in shapes] == [[1, None]] * 3
+    assert [shape[2] for shape in shapes] == pytest.approx([15.6] * 3, abs=0.5)
     inferer = VolumeInferer([scan(2, organs=(4,))], prototypes=path)
     assert inferer.organ_names() == {"liver": 3, "organ_4": 4, "spleen": 7}
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bundle.keys import SUPPORT_THICKNESS
 from bundle.transforms import AssessScoresd, GuidedScoresd, LargestComponentsd, SmoothAcrossSlicesd
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -133,6 +134,18 @@ def test_the_guide_may_have_another_key_and_type() -> None:
 
 
 # --- connected parts -------------------------------------------------------------------------------------------------
+
+
+def test_an_organ_thinner_than_the_minimum_is_not_filtered() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, scores = torch.rand(1, 12, 12, 2, generator=generator), torch.rand(3, 12, 12, 2, generator=generator)
+    meta = {SUPPORT_THICKNESS: torch.tensor([[4.9, 5.0, torch.nan]])}
+    given = {"pred": MetaTensor(scores, meta=meta), "image": image}
+    kept = GuidedScoresd("pred", radius=2, min_thickness=5.0)(given)["pred"].as_tensor()
+    every = GuidedScoresd("pred", radius=2, min_thickness=0.0)(given)["pred"].as_tensor()
+    assert torch.equal(kept[0], scores[0])
+    assert torch.equal(kept[1:], every[1:])  # one of unknown thickness is filtered
+    assert not torch.allclose(every[0], scores[0], atol=0.05)
 
 
 def organ_at(*voxels: tuple[int, int, int], score: float = 2.0) -> Tensor:
