@@ -79,8 +79,8 @@ def annotated_slices(label: Tensor, annotated: Annotated = "auto") -> AnnotatedS
     With ``"auto"``, a label counts as a drawing if a slice between two drawn ones is empty, or if it ends abruptly: if
     its first or last drawn slice is not at the scan's end, holds more than a quarter of the organ voxels of the
     largest slice, and is not the last one of a round organ (at most three quarters, and the parabola through the three
-    slices at that end reaches zero by the next slice). Slices with ignored voxels and no organ are never annotated; if there are any, ``"auto"`` takes all
-    other slices as annotated.
+    slices at that end reaches zero by the next slice). Slices with ignored voxels and no organ are never annotated; if
+    there are any, ``"auto"`` takes all other slices as annotated.
 
     Args:
         label: Organ ids ``(1, H, W, Z)``, 0 = none, ``IGNORED`` = neither organ nor background.
