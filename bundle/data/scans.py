@@ -99,7 +99,7 @@ def open_split(
     if not training:
         raise ValueError(
             f"all {len(scans)} scans of {dataset_dir} have labels, so none is left to train on. Set fold "
-            f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
+            f"(0 to {num_folds - 1}): a part of them is held out for evaluation, and the others are for training."
         )
     return Split(_images(training), annotated[:support_scans], annotated[support_scans:])
 
