@@ -116,7 +116,7 @@ def test_organs_that_the_annotated_scan_lacks_are_named_with_the_ids_that_it_has
 
 
 def test_one_of_the_annotated_scans_may_show_an_organ(tmp_path: Path) -> None:
-    check_support(split_of(tmp_path, np.full((6, 5, 4), 2), np.full((6, 5, 4), 3)), {"a": 2, "b": 3})
+    check_support(split_of(tmp_path, np.full((6, 5, 4), 2.0), np.full((6, 5, 4), 3.0)), {"a": 2, "b": 3})
 
 
 @pytest.mark.parametrize(("queries", "organs", "used"), [(0, {"a": 9}, True), (1, None, True), (1, {"a": 9}, False)])
