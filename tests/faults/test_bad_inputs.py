@@ -93,6 +93,7 @@ PARTS = [
     "inference --matching {_target_: bundle.inference.matching.SliceMatching, slicez: 3}",
     "evaluating --validate#table#methodd x", "training --learning_rate $1/0", "training --learning_rate $nope",
     "training --learning_rate @nope", "inference --device tpux", "inference --device cuda:99", "training --device 5",
+    *(f"{verb} --device {name}" for verb in ("inference", "training") for name in ("CudA", "MPS", "meta", "cuda:7")),
 ]  # fmt: skip
 
 # Config files, with what is wrong in them as their name.
