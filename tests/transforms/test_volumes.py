@@ -531,7 +531,9 @@ def shrunk(volume: torch.Tensor, key: str = "image", size: int = 32) -> torch.Te
 def test_a_scan_that_shrinks_to_half_its_size_loses_noise() -> None:
     noise = torch.randn(1, 64, 64, 6)
     assert float(shrunk(noise)[:, 4:-4, 4:-4].std()) < 0.7  # of 1; single voxels would keep all of it
-    torch.testing.assert_close(shrunk(noise, size=60), interpolated(noise, 60), rtol=0, atol=1e-4)  # 64 to 60 is nearly the same size
+    torch.testing.assert_close(
+        shrunk(noise, size=60), interpolated(noise, 60), rtol=0, atol=1e-4
+    )  # 64 to 60 is nearly the same size
 
 
 def interpolated(volume: torch.Tensor, size: int) -> torch.Tensor:
