@@ -90,7 +90,7 @@ def test_a_dry_run_builds_no_network(
     files = ["--support_image", support[0], "--support_label", support[1], "--dataset_dir", str(tmp_path / "a.nii.gz")]
     words = [*files, "--output_dir", str(tmp_path / "out"), "--dry_run", "true"]
     VERBS["inference"].run("inference", words)
-    assert "1 scans: 1 to segment, 0 with a finished mask, 0 unusable" in capsys.readouterr().out
+    assert "1 scan: 1 to segment, 0 with a finished mask, 0 unusable" in capsys.readouterr().out
 
 
 def test_a_data_set_that_keeps_going_gives_the_problem_in_the_place_of_a_broken_scan(tmp_path: Path) -> None:
