@@ -141,6 +141,7 @@ WRONG: dict[str, list[str]] = {
     "three num": ["[1,2]", "[0,1,1]", "wide"],
     "axis": ["up", "PLX", "5"],
     "a name": ["5", "{a:1}"],
+    "the number": ["1.5", "True", "[1,2]", "{a:1}"],
 }
 
 
