@@ -24,6 +24,7 @@ from tests.other_device import DEVICE, other_device
 def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[torch.Tensor], bool]]:
     """Make the strict device, and tell what is on it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
     with other_device() as on:
         yield on
 

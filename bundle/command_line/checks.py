@@ -45,16 +45,25 @@ def refuse_missing_device(device: Any) -> None:
     """Raise if a device does not exist.
 
     Raises:
-        ValueError: If it is not the name of a device, or a GPU that PyTorch does not see.
+        ValueError: If it is not the name of a device, or one that PyTorch does not see.
     """
     import torch  # here, so that --help does not wait for it
 
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be a name such as cpu or cuda:0, got {device!r}. Use --device cpu.") from error
-    if wanted.type == "cuda" and (wanted.index or 0) >= (seen := torch.cuda.device_count()):
-        raise ValueError(f"device {device} does not exist: PyTorch sees {seen} GPUs. Use --device cpu.")
+        case = ", in lower case" if isinstance(device, str) and device != device.lower() else ""
+        raise ValueError(
+            f"device must be a name such as cpu or cuda:0{case}, got {device!r}. Use --device cpu."
+        ) from error
+    if wanted.type == "cpu":
+        return
+    # Kinds without a module, such as meta, cannot compute.
+    count = getattr(getattr(torch, wanted.type, None), "device_count", None)
+    seen = 0 if count is None else count()
+    if (wanted.index or 0) >= seen:
+        kind = "GPUs" if wanted.type == "cuda" else f"devices of the kind {wanted.type}"
+        raise ValueError(f"device {device} does not exist: PyTorch sees {seen} {kind}. Use --device cpu.")
 
 
 def keep_folder(folder: str | Path) -> None:

@@ -6,7 +6,7 @@ from bundle.data.loading import ScanDataset, ScanError, SupportPixel, read_scan,
 from bundle.data.names import name_of_scan, scan_name
 from bundle.data.reader import FileError, ScanReader
 from bundle.data.scans import Split, dataset_name, files_of, find_scans, find_support, fold_of, list_scans, open_split
-from bundle.data.survey import survey
+from bundle.data.survey import check_support, survey
 
 __all__ = [
     "EpisodeDataset",
@@ -18,6 +18,7 @@ __all__ = [
     "SliceExclusion",
     "Split",
     "SupportPixel",
+    "check_support",
     "dataset_name",
     "files_of",
     "find_scans",

@@ -74,6 +74,21 @@ class CachedScan:
 def cached_scans(
     scans: Sequence[Scan], transform: Callable[[Any], Any], cache_dir: str | Path, num_workers: int | None = None
 ) -> list[CachedScan]:
+    """Return the slices of all scans; see ``tried_scans``.
+
+    Raises:
+        ScanError: If a scan cannot be used; the message names all of them. Finished entries stay.
+        CacheError: If the cache folder cannot be written to, or is full, or an entry is damaged.
+    """
+    found = tried_scans(scans, transform, cache_dir, num_workers)
+    if problems := [scan for scan in found if isinstance(scan, ScanError)]:
+        raise ScanError("\n  ".join(map(str, problems)))
+    return [scan for scan in found if isinstance(scan, CachedScan)]
+
+
+def tried_scans(
+    scans: Sequence[Scan], transform: Callable[[Any], Any], cache_dir: str | Path, num_workers: int | None = None
+) -> list[CachedScan | ScanError]:
     """Return the slices of all scans, computing those that are not in the cache.
 
     Args:
@@ -84,25 +99,22 @@ def cached_scans(
             workers and computes its share of the scans.
 
     Returns:
-        One entry for each scan, in the same order.
+        One entry for each scan, in the same order; the error in place of a scan that cannot be used.
 
     Raises:
-        ScanError: If a scan cannot be used. Finished entries stay.
         CacheError: If the cache folder cannot be written to, or is full, or an entry is damaged.
     """
     cache = _writable(Path(cache_dir))
     work = _Fill(scans, transform, cache)
     if not distributed.alone():
-        # Each process makes its share. Errors are raised below, where every process goes through all entries.
+        # Each process makes its share. Errors are returned below, where every process goes through all entries.
         _made(work, distributed.own_share(scans), num_workers)
         idist.barrier()
     entries = _made(work, range(len(scans)), num_workers)
-    problems = [problem for _, problem in entries if problem]
-    if problems and isinstance(problems[-1], CacheError):
-        raise problems[-1]
-    if problems:
-        raise ScanError("\n  ".join(map(str, problems)))
-    return [_open(cache / entry) for entry, _ in entries]
+    for _, problem in entries:
+        if isinstance(problem, CacheError):
+            raise problem
+    return [problem if isinstance(problem, ScanError) else _open(cache / entry) for entry, problem in entries]
 
 
 def _made(work: _Fill, share: range, num_workers: int | None) -> list[_Made]:

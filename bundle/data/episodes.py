@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,10 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from bundle import distributed
-from bundle.data.cache import CachedScan, cached_scans
+from bundle.data.cache import CachedScan, tried_scans
 from bundle.data.exclusion import SliceExclusion
-from bundle.data.loading import Scan
+from bundle.data.loading import Scan, ScanError
+from bundle.data.reader import FileError, look_at
 from bundle.files import written_whole
 from bundle.keys import IMAGE, LABEL, SUPPORT_IMAGE, SUPPORT_MASK
 from bundle.provenance import file_records
@@ -30,6 +32,8 @@ Statistics = Literal["volume", "training_set"]
 
 # A slice and a mask, each ``(H, W)``.
 View = tuple[np.ndarray, np.ndarray]
+
+logger = logging.getLogger(__name__)
 
 # Draws for an episode before it fails; a hundred in a row fail only if hardly any superpixel is usable.
 ATTEMPTS = 100
@@ -59,9 +63,13 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
             pixels; for supervoxels, whose ids are the same in all slices of a scan. With 0, as in the paper, the query
             is the support's own slice.
 
+    Attributes:
+        problems: Why some scans were left out, a line each: headers are read before any superpixels are computed,
+            voxels with them.
+
     Raises:
         ValueError: If there is no scan, no slice with a usable superpixel, or a setting is out of range.
-        ScanError: If a scan cannot be used.
+        ScanError: If no scan can be used, or its label map is needed (setting 2) and cannot be read.
     """
 
     def __init__(
@@ -83,17 +91,27 @@ class EpisodeDataset(Dataset[dict[str, Tensor]]):
         query_distance: int = 0,
     ) -> None:
         _check_settings(seed, shots, id_rule, min_area, statistics, query_distance)
-        self.data = _distinct_images([*data, *more_data])
+        scans, self.problems = _with_headers(_distinct_images([*data, *more_data]))
         self.seed, self.shots, self.channels = seed, shots, channels
         self.transform = transform
         self.augmentation = Augmentation() if augmentation is None else augmentation
         self.id_rule, self.min_area = id_rule, min_area
         self.query_distance, self.statistics = query_distance, statistics
-        self.scans = cached_scans(self.data, transform, cache_dir, num_workers)
+        self.data, self.scans = self._usable_scans(scans, tried_scans(scans, transform, cache_dir, num_workers))
         self.numbers = _standardization(self.scans, statistics, statistics_file)
         self.exclusion = exclusion if exclusion is not None and exclusion.organs else None
         self.slices = self._usable_slices()
         self._usable = {(scan, z): ids for scan, z, ids in self.slices}
+
+    def _usable_scans(
+        self, scans: Sequence[Scan], found: Sequence[CachedScan | ScanError]
+    ) -> tuple[list[Scan], list[CachedScan]]:
+        """Return the scans that can be used, and their slices; name the others."""
+        self.problems += _named(str(error) for error in found if isinstance(error, ScanError))
+        used = [(scan, slices) for scan, slices in zip(scans, found, strict=True) if isinstance(slices, CachedScan)]
+        if not used:
+            raise ScanError("no scan can be used to train on:\n  " + "\n  ".join(self.problems))
+        return [scan for scan, _ in used], [slices for _, slices in used]
 
     def made_with(self) -> dict[str, Any]:
         """Return everything that determines the episodes and their order: files by their content, and settings."""
@@ -200,6 +218,26 @@ def _distinct_images(scans: Sequence[Scan]) -> list[Scan]:
     if not images:
         raise ValueError("there is no scan to train on. Check dataset_dir, and fold if it is set.")
     return images
+
+
+def _with_headers(scans: Sequence[Scan]) -> tuple[list[Scan], list[str]]:
+    """Return the scans whose headers can be read, and what is wrong with the others, which is named at once."""
+    usable, problems = [], []
+    for scan in scans:
+        try:
+            look_at(scan[IMAGE])
+            usable.append(scan)
+        except FileError as error:
+            problems.append(str(error))
+    return usable, _named(problems)
+
+
+def _named(problems: Iterable[str]) -> list[str]:
+    """Log problems of scans, once for all processes, and return them."""
+    found = list(problems)
+    for problem in found if distributed.is_first() else []:
+        logger.error("cannot use %s", problem)
+    return found
 
 
 def _standardization(

@@ -99,7 +99,7 @@ def open_split(
     if not training:
         raise ValueError(
             f"all {len(scans)} scans of {dataset_dir} have labels, so none is left to train on. Set fold "
-            f"(0 to {num_folds - 1}) to hold some out and train on the images of the others."
+            f"(0 to {num_folds - 1}): a part of them is held out for evaluation, and the others are for training."
         )
     return Split(_images(training), annotated[:support_scans], annotated[support_scans:])
 
@@ -143,7 +143,7 @@ def find_support(
 
     Raises:
         FileNotFoundError: If ``support_dir`` or its images are missing.
-        ValueError: If an image has no label, or nothing was given.
+        ValueError: If an image has no label, one of the files is missing, or nothing was given.
     """
     if support_dir is not None and support_image is not None:
         raise ValueError("support must be support_dir or support_image, got both. Leave one of them out.")
@@ -174,6 +174,10 @@ def _support_of_files(image: str | Sequence[str] | None, label: str | Sequence[s
             f"support_image and support_label must have equal numbers of files, got {len(images)} images and "
             f"{len(labels)} labels. Give every support image its label map."
         )
+    for kind, paths in (("image", images), ("label", labels)):
+        for path in paths:
+            if not Path(path).exists():
+                raise ValueError(f"{path}: there is no such {kind} file. Check the path.")
     return [{"image": one, "label": other} for one, other in zip(images, labels, strict=True)]
 
 

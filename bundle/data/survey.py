@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.names import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
 from bundle.data.reader import FileError, load_volume, look_at
+from bundle.data.scans import Split
 
 # A scan with values below is a CT in HU: air is -1000.
 HOUNSFIELD_AIR = -500.0
@@ -72,7 +73,8 @@ def survey(
         except FileError as error:
             problems.append(str(error))
     finished = len(scans) - len(pending)
-    counts = f"{len(scans)} scans: {len(usable)} to segment, {finished} with a finished mask, {len(problems)} unusable"
+    name = "1 scan" if len(scans) == 1 else f"{len(scans)} scans"
+    counts = f"{name}: {len(usable)} to segment, {finished} with a finished mask, {len(problems)} unusable"
     taken = {str(scan[key]) for scan in (*scans, *support) for key in ("image", "label") if key in scan}
     lines = [counts, *_ranges("scans", grids), *_about_support(support), *_left_alone(dataset_dir, taken)]
     return Survey(usable, problems, lines)
@@ -129,3 +131,27 @@ def _kind(path: Path) -> str:
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return "other images (channels; see the key channel)"
     return "folders" if path.is_dir() else path.suffix or "no suffix"
+
+
+def check_support(split: Split, organs: Mapping[str, int] | None, used: bool = True) -> None:
+    """Raise if the annotated scans of an evaluation do not show its organs: it would end with that hours later.
+
+    Args:
+        split: The scans; without queries there is no evaluation.
+        organs: Names and ids of the organs to evaluate.
+        used: Whether there is an evaluation.
+
+    Raises:
+        FileError: If a label map cannot be read.
+        ValueError: If an organ has no voxel in any label map of the support.
+    """
+    if not (used and split.queries and isinstance(organs, Mapping)):
+        return
+    shown = {int(organ) for scan in split.support for organ in load_volume(scan["label"]).nan_to_num().round().unique()}
+    if missing := [f"{name} (id {organ})" for name, organ in organs.items() if organ not in shown]:
+        files = ", ".join(str(scan["label"]) for scan in split.support)
+        raise ValueError(
+            f"the annotated scan of the evaluation must show every organ, but {', '.join(missing)} has no voxel in "
+            f"{files}, which holds the ids {sorted(shown - {0})}. Correct organs, such as --organs "
+            "'{liver: 1, spleen: 4}', or annotate it."
+        )

@@ -77,14 +77,14 @@ def write_prototypes(path: str | Path, scans: Sequence[Mapping[str, Tensor]], re
 
 
 def check_files(files: str | Path | Sequence[str | Path] | None) -> None:
-    """Raise if one of some files of prototypes does not exist: a command checks them before any work.
+    """Raise if one of some files of prototypes is missing or damaged: a command checks them before any work.
 
     Raises:
         FileNotFoundError: With the name of the first that is missing.
+        ValueError: With the name of the first that cannot be read.
     """
     for path in [files] if isinstance(files, str | Path) else files or []:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file of prototypes {path}. Make it with `python -m bundle encoding`.")
+        read_prototypes(path)
 
 
 def read_prototypes(
@@ -97,7 +97,8 @@ def read_prototypes(
         ValueError: If it is no file of prototypes, has another format, or is damaged.
     """
     path = _checked(path)
-    check_files(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of prototypes {path}. Make it with `python -m bundle encoding`.")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get("record", "{}")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from bundle.data.names import IMAGE_SUFFIXES, scan_name
 from bundle.keys import IMAGE
 from bundle.monai_label.organs import known_organs, merged_entries, organ_name, with_new_entries
+from bundle.monai_label.refusal import shortened
 
 # The server's part, where it runs: imported here and not in a call, because it takes the bundle off the path again.
 try:
@@ -43,6 +44,7 @@ class Annotation:
         annotated: What was submitted with the label about its slices; ``None`` if nothing was.
         entries: What the datastore remembers of organs with this scan.
         scan: The scan's id in the datastore.
+        problem: Why it cannot be used; "" if it can.
     """
 
     image: str
@@ -51,6 +53,7 @@ class Annotation:
     annotated: str | None = None
     entries: Mapping[str, int] = field(default_factory=dict)
     scan: str = ""
+    problem: str = ""
 
 
 def submitted_annotations() -> list[Annotation]:
@@ -98,17 +101,44 @@ def _local(store: Any) -> Any:
 
 
 def _annotation(store: Any, scan: str, info: Mapping[str, Any]) -> Annotation:
-    segments = [item for item in info.get("label_info") or [] if "idx" in item and "name" in item]
     label = str(_local(store).get_label_uri(store, scan, "final"))
-    names = {int(item["idx"]): str(item["name"]) for item in segments}
+    names, problem = _submitted_names(info.get("label_info"))
+    remembered = (store.get_image_info(scan) or {}).get(ENTRIES)
     return Annotation(
         image=str(store.get_image_uri(scan)),
         label=label,
         names=names or _names_of_segmentation(Path(label).parent / str(info.get("SeriesInstanceUID", ""))),
         annotated=info.get("annotated"),
-        entries=(store.get_image_info(scan) or {}).get(ENTRIES) or {},
+        entries=_checked_entries(remembered),
         scan=scan,
+        problem=problem,
     )
+
+
+def _submitted_names(label_info: Any) -> tuple[dict[int, str], str]:
+    """Return the names of values that came with a label, and what is wrong with them; "" if nothing is."""
+    items = label_info or []
+    if isinstance(items, list) and all(isinstance(item, Mapping) for item in items):
+        try:
+            return {_whole(item["idx"]): str(item["name"]) for item in items if {"idx", "name"} <= set(item)}, ""
+        except (TypeError, ValueError, OverflowError):
+            pass  # named below, with the other mistakes
+    return {}, (
+        "its label_info must be a list of {name, idx}, with the whole numbers of the label map as idx, got "
+        f"{shortened(label_info)}. Submit the label again."
+    )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float | bool) and not float(value).is_integer():
+        raise ValueError(value)
+    return int(value)
+
+
+def _checked_entries(remembered: Any) -> dict[str, int]:
+    """Return the entries of organs that a scan's info holds; what is no name with an id is none of ours."""
+    entries = remembered if isinstance(remembered, Mapping) else {}
+    return {str(name): organ for name, organ in entries.items() if type(organ) is int and organ > 0}
 
 
 def _names_of_segmentation(folder: Path) -> dict[int, str]:
@@ -148,7 +178,7 @@ def _remember(store: Any, scan: str, entries: Mapping[str, int]) -> None:
 def _entries_of_scans(store: Any) -> list[Mapping[str, int]]:
     """Return the entries that each scan remembers, in the order of ids: a scan without a label may remember some."""
     infos = [store.get_image_info(image) or {} for image in sorted(store.list_images())]
-    return [info.get(ENTRIES) or {} for info in infos]
+    return [_checked_entries(info.get(ENTRIES)) for info in infos]
 
 
 def all_scans() -> list[str]:

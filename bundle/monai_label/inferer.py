@@ -74,7 +74,7 @@ class AnsweringInferer(VolumeInferer):
         usable = []
         report: dict[str, Any] = {"annotated": {}, "not_used": {}, "left_out": {}, "renamed": {}, "notices": []}
         for entry, known in zip(entries, self.library.tried(network, device, entries), strict=True):
-            name, problem = scan_name(entry[IMAGE]), _problem(known)
+            name, problem = scan_name(entry[IMAGE]), entry.get("problem") or _problem(known)
             if problem and entry.get("asked"):
                 refuse(f"An annotated scan cannot be used: {problem}")
             if problem:

@@ -12,7 +12,7 @@ from bundle.data.names import scan_name
 from bundle.keys import IMAGE, LABEL, SUPPORT
 from bundle.monai_label.datastore import Annotation, all_scans, organ_entries, submitted_annotations
 from bundle.monai_label.organs import is_default_name, organ_name
-from bundle.monai_label.refusal import refuse
+from bundle.monai_label.refusal import refuse, shortened
 from bundle.transforms.annotated import checked_annotated
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -58,13 +58,16 @@ class FindSupportd(MapTransform):
         result = dict(data)
         if "image_path" not in data:
             return result
-        said = _said(data.get(ANNOTATED))
-        if data.get(SUPPORT) and not data.get(NEXT):
+        said, asks_next = _said(data.get(ANNOTATED)), _asks_next(data.get(NEXT))
+        if "result" in data:
+            refuse("params.result is the server's own entry. Leave it out.")
+        if data.get(SUPPORT) and not asks_next:
             result[FOUND] = self._named(data[SUPPORT], said)
         else:
-            query = None if data.get(NEXT) else str(data["image_path"])
+            query = None if asks_next else str(data["image_path"])
             result[FOUND] = self._submitted(query, data.get(LABEL), said)
-        if data.get(NEXT):
+        result.pop(NEXT, None)
+        if asks_next:
             result[NEXT] = {"scans": all_scans(), "has_support": self.has_default}
         elif not result[FOUND] and not self.has_default:
             refuse(
@@ -79,7 +82,7 @@ class FindSupportd(MapTransform):
         """Return the label of this very scan (what came with the request, or else was submitted), then all others."""
         known = submitted_annotations()
         organs = organ_entries(known)
-        is_own = [query is not None and Path(a.image).exists() and Path(a.image).samefile(query) for a in known]
+        is_own = [query is not None and _is_same_file(a.image, query) for a in known]
         own = [a for a, is_query in zip(known, is_own, strict=True) if is_query]
         others = [a for a, is_query in zip(known, is_own, strict=True) if not is_query]
         if sent and query is not None:
@@ -103,10 +106,28 @@ class FindSupportd(MapTransform):
     def _check_path(self, what: str, path: str, more: Sequence[Path] = ()) -> None:
         studies = os.environ.get("MONAI_LABEL_STUDIES")
         roots = [*self.roots, *more] + ([Path(studies).resolve()] if studies else [])
-        if not any(Path(path).resolve().is_relative_to(root) for root in roots):
-            refuse(f"params.{what} {path}, which does not lie in the studies folder. Name a file in there.")
-        if not Path(path).is_file():
-            refuse(f"params.{what} {path}, which does not exist. Name a file that does.")
+        shown = shortened(path)
+        try:
+            real = Path(path).resolve()
+            is_file = real.is_file()
+        except (ValueError, OSError, RuntimeError):  # a NUL byte, a name that is too long, a link to itself
+            refuse(f"params.{what} {shown}, which cannot be the path of a file. Name a file in the studies folder.")
+        if not any(real.is_relative_to(root) for root in roots):
+            refuse(f"params.{what} {shown}, which does not lie in the studies folder. Name a file in there.")
+        if not is_file:
+            refuse(f"params.{what} {shown}, which does not exist. Name a file that does.")
+
+
+def _is_same_file(image: str, query: str) -> bool:
+    return Path(image).exists() and Path(query).exists() and Path(image).samefile(query)
+
+
+def _asks_next(value: Any) -> bool:
+    """Return whether the request asks for the scan to annotate next; ``None`` and 0 are no, 1 is yes."""
+    words = {"true": True, "false": False, "none": False, "0": False, "1": True, "": False}
+    if str(value).lower() not in words:
+        refuse(f"params.next_scan must be true or false, got {shortened(value)}. Leave it out to segment the scan.")
+    return words[str(value).lower()]
 
 
 def _said(annotated: Any) -> dict[str, str]:
@@ -131,6 +152,7 @@ def _entry(annotation: Annotation, organs: Mapping[str, int], said: Mapping[str,
         "organs": {name: organs[name] for name in wanted.values() if name in organs},
         "left_out": missing,
         "stored_in": _folder_beside(Path(annotation.label)),
+        "problem": annotation.problem,
         "unnamed": [name for name in annotation.names.values() if is_default_name(name)],
     }
 

@@ -25,12 +25,12 @@ def least_confident_slice(probabilities: Tensor, slices: Tensor, volume: Tensor)
     """
     if not len(slices) or not isinstance(volume, MetaTensor):
         return [math.nan] * 4
-    affine = volume.affine.double().cpu()
+    affine = volume.affine.cpu().double()
     if int(affine[:3, 2].abs().argmax()) != 2:
         return [math.nan] * 4
     where = slices.cpu()
     areas = where.bincount()
-    means = where.bincount(weights=probabilities.double().cpu()) / areas.clamp(min=1)
+    means = where.bincount(weights=probabilities.cpu().double()) / areas.clamp(min=1)
     means[areas < LEAST_AREA * areas.max()] = math.inf
     place = int(means.argmin())
     return [*(affine[:3, 2] * place + affine[:3, 3]).tolist(), float(means[place])]

@@ -22,6 +22,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, SpatialResample
 from monai.utils import ImageMetaKey, MetaKeys, convert_to_tensor
+from skimage.filters import gaussian
 from torch import Tensor
 
 Data = dict[Hashable, Any]
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Most voxels along an axis of a resampled scan, so that a wrong voxel size cannot fill the memory.
 LONGEST_SIDE = 4096
+
+# Smallest ratio of a new voxel size to the present one at which a scan is smoothed first.
+LEAST_SHRINKING = 1.1
 
 
 class SliceLayoutd(MapTransform):
@@ -165,8 +169,26 @@ class FitSlicesd(MapTransform):
                 f"{np.round(wanted, 4).tolist()} mm from {np.round(present, 4).tolist()} mm. Is its header's voxel "
                 "size right? If so, set spacing to a larger one."
             )
+        if mode == "bilinear":
+            volume = _without_fine_detail(volume, 1 / factor)
         affine = volume.affine @ torch.as_tensor(np.diag([*1 / factor, 1.0]), dtype=volume.affine.dtype)
         return SpatialResample(mode=mode, padding_mode="border", dtype=np.float32)(volume, affine, shape)
+
+
+def _without_fine_detail(volume: MetaTensor, shrinking: np.ndarray) -> MetaTensor:
+    """Smooth a volume before it is shrunk: the coarser grid would else pick single voxels, with all their noise.
+
+    Args:
+        volume: ``(1, H, W, Z)``.
+        shrinking: Ratio of the new voxel size to the present one along each axis; sigma is (ratio - 1) / 2 voxels, as
+            scikit-image's ``resize`` takes it, and 0 up to ``LEAST_SHRINKING``.
+    """
+    sigma = [float(ratio - 1) / 2 if ratio > LEAST_SHRINKING else 0.0 for ratio in shrinking]
+    if not any(sigma):
+        return volume
+    # Not MONAI's GaussianSmooth: it takes what lies around the volume as 0, which CT in HU is not.
+    smooth = gaussian(volume[0].numpy(), sigma, mode="nearest", preserve_range=True)
+    return MetaTensor(torch.as_tensor(smooth, dtype=volume.dtype)[None], meta=volume.meta)
 
 
 def _check_spacing(spacing: Any) -> None:

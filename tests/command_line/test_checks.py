@@ -303,12 +303,20 @@ def test_a_mistake_inside_a_part_of_the_config_is_the_programs() -> None:
         ("cuda:1", None),
         ("cuda:2", "device cuda:2 does not exist: PyTorch sees 2 GPUs. Use --device cpu"),
         (torch.device("cpu"), None),
+        ("CudA", "device must be a name such as cpu or cuda:0, in lower case, got 'CudA'. Use --device cpu"),
+        ("MPS", "device must be a name such as cpu or cuda:0, in lower case, got 'MPS'"),
+        ("mps", "device mps does not exist: PyTorch sees 0 devices of the kind mps. Use --device cpu"),
+        ("xpu:3", "device xpu:3 does not exist: PyTorch sees 3 devices of the kind xpu"),
+        ("xpu:2", None),
+        ("meta", "device meta does not exist: PyTorch sees 0 devices of the kind meta"),
+        ("vulkan", "device vulkan does not exist"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(
     device: Any, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for kind, seen in ((torch.cuda, 2), (torch.mps, 0), (torch.xpu, 3)):
+        monkeypatch.setattr(kind, "device_count", lambda seen=seen: seen)
     if message is None:
         refuse_missing_device(device)
         return

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bundle.data import episodes as making
+from bundle.data.cache import tried_scans
 from bundle.data.episodes import EpisodeDataset, EpisodeSampler
+from bundle.data.loading import ScanError
 from bundle.transforms import Augmentation
 from tests.data.scans import StoredScan, write_arrays
 from torch import Tensor
@@ -226,6 +229,48 @@ def two_scans(folder: Path) -> list[dict[str, str]]:
 
 def images(data: list[dict[str, str]]) -> list[np.ndarray]:
     return [np.load(item["image"])["image"] for item in data]
+
+
+def test_scans_that_cannot_be_used_are_named_and_the_others_train(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = two_scans(tmp_path)
+    for name, content in (("empty", b""), ("damaged", b"no arrays")):
+        (tmp_path / f"{name}.npz").write_bytes(content)
+    bad = [{"image": str(tmp_path / f"{name}.npz")} for name in ("empty", "gone", "damaged")]
+    mixed = [bad[2], good[0], bad[0], good[1], bad[1]]
+    found = EpisodeDataset(mixed, StoredScan(), tmp_path / "cache", num_workers=0)
+    assert [Path(problem.split(": ")[0]).name for problem in found.problems] == ["empty.npz", "gone.npz", "damaged.npz"]
+    assert [record.message for record in caplog.records] == [f"cannot use {problem}" for problem in found.problems]
+    alone = EpisodeDataset(good, StoredScan(), tmp_path / "cache", num_workers=0)
+    assert (alone.problems, found.data) == ([], good)
+    assert found.made_with()["scans"] == alone.made_with()["scans"]
+    for key, value in alone[7].items():
+        torch.testing.assert_close(found[7][key], value, rtol=0, atol=0)
+
+
+def test_damaged_headers_are_named_before_any_superpixels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+
+    def late(scans: Any, *args: Any) -> Any:
+        said.append((len(scans), caplog.text))
+        return tried_scans(scans, *args)
+
+    (tmp_path / "empty.npz").touch()
+    monkeypatch.setattr(making, "tried_scans", late)
+    data = [*two_scans(tmp_path), {"image": str(tmp_path / "empty.npz")}]
+    assert len(EpisodeDataset(data, StoredScan(), tmp_path / "cache", num_workers=0).scans) == 2
+    [(number, text)] = said
+    assert number == 2
+    assert "empty.npz: the file is empty" in text
+
+
+def test_where_no_scan_can_be_used_all_are_named(tmp_path: Path) -> None:
+    bad = [{"image": str(tmp_path / name)} for name in ("a.npz", "b.npz")]
+    with pytest.raises(ScanError, match=r"no scan can be used to train on:\n  \S*a\.npz: there .*\n  \S*b\.npz: there"):
+        EpisodeDataset(bad, StoredScan(), tmp_path / "cache", num_workers=0)
 
 
 def test_training_set_statistics_are_those_of_all_voxels_and_are_written(tmp_path: Path) -> None:

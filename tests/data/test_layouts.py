@@ -197,7 +197,7 @@ def test_nothing_of_a_series_is_left_alone(tmp_path: Path) -> None:
     write_series(tmp_path / "a", SMALL)
     scans = find_scans(tmp_path, [])
     assert survey(scans, scans, dataset_dir=tmp_path).lines == [
-        "1 scans: 1 to segment, 0 with a finished mask, 0 unusable",
+        "1 scan: 1 to segment, 0 with a finished mask, 0 unusable",
         "scans: 48 x 40 x 8 voxels, spacing 2.5 x 3 x 8 mm",
     ]
 

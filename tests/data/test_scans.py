@@ -178,7 +178,8 @@ def test_a_partly_labeled_folder_is_support_and_scans_to_segment(key: str, tmp_p
 
 def test_files_that_are_named_go_before_the_labels_of_the_folder(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", ["scan_1", "scan_2"], ["scan_2"])
-    support = find_support(support_image="a.nii", support_label="la.nii", dataset_dir=folder)
+    image, label = empty_files(tmp_path, "a.nii", "la.nii")
+    support = find_support(support_image=image, support_label=label, dataset_dir=folder)
     assert names(support) == ["a"]
     assert names(find_scans(folder, support)) == ["scan_1", "scan_2"]
     assert find_support(prototypes="kept.safetensors", dataset_dir=folder) == []
@@ -189,13 +190,29 @@ def test_without_labels_a_ranking_has_no_support(tmp_path: Path) -> None:
     assert find_support(dataset_dir=tmp_path, needed=False) == []
 
 
-def test_support_files_are_paired_in_their_order() -> None:
-    support = find_support(support_image=["a.nii", "b.nii"], support_label=["la.nii", "lb.nii"])
-    assert support == [{"image": "a.nii", "label": "la.nii"}, {"image": "b.nii", "label": "lb.nii"}]
+def empty_files(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
 
 
-def test_one_support_file_needs_no_list() -> None:
-    assert find_support(support_image="a.nii", support_label="la.nii") == [{"image": "a.nii", "label": "la.nii"}]
+def test_support_files_are_paired_in_their_order(tmp_path: Path) -> None:
+    a, b, label_a, label_b = empty_files(tmp_path, "a.nii", "b.nii", "la.nii", "lb.nii")
+    support = find_support(support_image=[a, b], support_label=[label_a, label_b])
+    assert support == [{"image": a, "label": label_a}, {"image": b, "label": label_b}]
+
+
+def test_one_support_file_needs_no_list(tmp_path: Path) -> None:
+    image, label = empty_files(tmp_path, "a.nii", "la.nii")
+    assert find_support(support_image=image, support_label=label) == [{"image": image, "label": label}]
+
+
+@pytest.mark.parametrize(("image", "label"), [("gone.nii", "la.nii"), ("la.nii", "gone.nii")])
+def test_a_support_file_that_is_missing_is_named(image: str, label: str, tmp_path: Path) -> None:
+    empty_files(tmp_path, "la.nii")
+    kind = "image" if image == "gone.nii" else "label"
+    with pytest.raises(ValueError, match=rf"gone\.nii: there is no such {kind} file\. Check the path\."):
+        find_support(support_image=str(tmp_path / image), support_label=str(tmp_path / label))
 
 
 def test_support_images_and_labels_must_be_as_many() -> None:

@@ -12,7 +12,8 @@ import pytest
 from bundle.__main__ import VERBS
 from bundle.data import ScanDataset
 from bundle.data import reader as reading
-from bundle.data.survey import survey
+from bundle.data.scans import Split
+from bundle.data.survey import check_support, survey
 from tests.data.scans import noise_volume, write_nifti
 
 
@@ -89,10 +90,42 @@ def test_a_dry_run_builds_no_network(
     files = ["--support_image", support[0], "--support_label", support[1], "--dataset_dir", str(tmp_path / "a.nii.gz")]
     words = [*files, "--output_dir", str(tmp_path / "out"), "--dry_run", "true"]
     VERBS["inference"].run("inference", words)
-    assert "1 scans: 1 to segment, 0 with a finished mask, 0 unusable" in capsys.readouterr().out
+    assert "1 scan: 1 to segment, 0 with a finished mask, 0 unusable" in capsys.readouterr().out
 
 
 def test_a_data_set_that_keeps_going_gives_the_problem_in_the_place_of_a_broken_scan(tmp_path: Path) -> None:
     broken = {"image": str(tmp_path / "gone.nii.gz")}
     (given,) = [ScanDataset([broken], dict, keep_going=True)[0]]
     assert given == {"problem": f"{tmp_path / 'gone.nii.gz'}: there is no such image file. Check the path."}
+
+
+def split_of(folder: Path, *labels: np.ndarray, queries: int = 1) -> Split:
+    """Annotated scans with these label maps, and queries of which nothing is read."""
+    support = [{"image": "x", "label": str(write_nifti(folder / f"{n}.nii.gz", a))} for n, a in enumerate(labels)]
+    return Split([], support, [{"image": "q", "label": "q"}] * queries)
+
+
+def test_organs_that_the_annotated_scan_lacks_are_named_with_the_ids_that_it_has(tmp_path: Path) -> None:
+    label = np.zeros((6, 5, 4))
+    label[1, :3, 1] = [2, 6.9999999, np.nan]
+    split = split_of(tmp_path, label)
+    words = r"liver \(id 6\), spleen \(id 1\) has no voxel in \S*0\.nii\.gz, which holds the ids \[2, 7\]\. Correct org"
+    with pytest.raises(ValueError, match=words):
+        check_support(split, {"liver": 6, "kidney": 7, "spleen": 1})
+    check_support(split, {"kidney": 7, "tail": 2})
+
+
+def test_one_of_the_annotated_scans_may_show_an_organ(tmp_path: Path) -> None:
+    check_support(split_of(tmp_path, np.full((6, 5, 4), 2.0), np.full((6, 5, 4), 3.0)), {"a": 2, "b": 3})
+
+
+@pytest.mark.parametrize(("queries", "organs", "used"), [(0, {"a": 9}, True), (1, None, True), (1, {"a": 9}, False)])
+def test_without_an_evaluation_of_named_organs_nothing_is_asked(
+    queries: int, organs: dict[str, int] | None, used: bool, tmp_path: Path
+) -> None:
+    check_support(split_of(tmp_path, np.ones((6, 5, 4)), queries=queries), organs, used)
+
+
+def test_one_scan_is_one_scan(tmp_path: Path) -> None:
+    only = [scan(tmp_path / "a.nii.gz")]
+    assert survey(only, only).lines[0].startswith("1 scan: 1 to segment")

@@ -93,6 +93,7 @@ PARTS = [
     "inference --matching {_target_: bundle.inference.matching.SliceMatching, slicez: 3}",
     "evaluating --validate#table#methodd x", "training --learning_rate $1/0", "training --learning_rate $nope",
     "training --learning_rate @nope", "inference --device tpux", "inference --device cuda:99", "training --device 5",
+    *(f"{verb} --device {name}" for verb in ("inference", "training") for name in ("CudA", "MPS", "meta", "cuda:7")),
 ]  # fmt: skip
 
 # Config files, with what is wrong in them as their name.
@@ -140,6 +141,7 @@ WRONG: dict[str, list[str]] = {
     "three num": ["[1,2]", "[0,1,1]", "wide"],
     "axis": ["up", "PLX", "5"],
     "a name": ["5", "{a:1}"],
+    "the number": ["1.5", "True", "[1,2]", "{a:1}"],
 }
 
 

@@ -33,14 +33,35 @@ def test_a_label_that_tapers_off_is_finished_and_all_its_slices_are_annotated() 
         ([0, 0, 0, 20, 0, 0, 0, 0], (3,)),  # one slice
         ([0, 4, 0, 20, 0, 5, 0, 0], (1, 3, 5)),  # every second one
         ([0, 4, 12, 20, 0, 5, 0, 0], (1, 2, 3, 5)),  # a single gap
-        ([0, 0, 12, 20, 16, 5, 0, 0], (2, 3, 4, 5)),  # contiguous, begins within the organ
+        ([0, 0, 13, 20, 22, 5, 0, 0], (2, 3, 4, 5)),  # contiguous, begins within the organ
         ([0, 4, 12, 20, 16, 0, 0, 0], (1, 2, 3, 4)),  # contiguous, ends within it
-        ([0, 4, 12, 20, 16, 6, 0, 0], (1, 2, 3, 4, 5)),  # 6 of 20 voxels are more than a quarter
+        ([0, 4, 12, 20, 12, 6, 0, 0], (1, 2, 3, 4, 5)),  # 6 of 20 voxels are more than a quarter, and go on
     ],
 )
 def test_a_label_with_a_gap_or_an_end_within_an_organ_is_a_drawing(areas: list[int], slices: tuple[int, ...]) -> None:
     found = annotated_slices(label_of(areas))
     assert (found.taken, found.slices) == ("drawn", slices)
+
+
+def ellipsoid(half: float, center: float, depth: int, largest: int = 60) -> list[int]:
+    """Voxels in the slices through an ellipsoid: its sections shrink as a parabola."""
+    return [round(max(0.0, largest * (1 - ((z - center) / half) ** 2))) for z in range(depth)]
+
+
+@pytest.mark.parametrize(("half", "center"), [(4.4, 4.5), (4.4, 4.3), (3.5, 4.5), (2.1, 4.5), (4.6, 4.1)])
+@pytest.mark.parametrize("depth", [10, 20])
+def test_the_thick_slices_of_a_round_organ_are_finished(half: float, center: float, depth: int) -> None:
+    areas = ellipsoid(half, center, depth)
+    drawn = [area for area in areas if area]
+    assert max(drawn[0], drawn[-1]) > max(drawn) / 4
+    assert annotated_slices(label_of(areas)).taken == "all"
+
+
+@pytest.mark.parametrize("kept", [slice(0, 7), slice(3, 10), slice(2, 8), slice(4, 6)])
+def test_a_part_of_a_round_organs_slices_is_a_drawing(kept: slice) -> None:
+    areas = [0] * 12
+    areas[kept] = ellipsoid(4.4, 4.5, 10)[kept]
+    assert annotated_slices(label_of(areas)).taken == "drawn"
 
 
 @pytest.mark.parametrize("areas", [[20, 16, 5, 0], [0, 4, 12, 20], [20, 20, 20, 20]])

@@ -16,9 +16,9 @@ from bundle.transforms.checks import CheckLabeld, CheckVolumed
 from bundle.transforms.padding import CropPaddingd
 from bundle.transforms.volumes import FitSlicesd, RestoreGridd, SliceLayoutd
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, SaveImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ResizeWithPadOrCrop, SaveImaged
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from scipy.ndimage import center_of_mass
+from scipy.ndimage import center_of_mass, map_coordinates
 from scipy.spatial.transform import Rotation
 
 SHAPE = (36, 44, 12)
@@ -520,3 +520,40 @@ def test_a_smaller_field_of_view_loses_nothing_and_is_not_told(caplog: pytest.Lo
 def test_a_tolerance_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tolerance, a ratio of pixel sizes, must be at least 1, got 0\.5"):
         FitSlicesd("image", tolerance=0.5)
+
+
+def shrunk(volume: torch.Tensor, key: str = "image", size: int = 32) -> torch.Tensor:
+    """The volume on a grid of ``size`` pixels in each direction."""
+    affine = torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0], dtype=torch.float64))
+    return FitSlicesd(key, (size, size), "fit")({key: MetaTensor(volume, affine=affine)})[key].as_tensor()
+
+
+def test_a_scan_that_shrinks_to_half_its_size_loses_noise() -> None:
+    noise = torch.randn(1, 64, 64, 6)
+    assert float(shrunk(noise)[:, 4:-4, 4:-4].std()) < 0.7  # of 1; single voxels would keep all of it
+    torch.testing.assert_close(
+        shrunk(noise, size=60), interpolated(noise, 60), rtol=0, atol=1e-4
+    )  # 64 to 60 is nearly the same size
+
+
+def interpolated(volume: torch.Tensor, size: int) -> torch.Tensor:
+    """Bilinear, from the first voxel on, by SciPy."""
+    ratio = 64 / size
+    count = int(63 / ratio + 1.5)
+    places = np.meshgrid(np.arange(count) * ratio, np.arange(count) * ratio, np.arange(6), indexing="ij")
+    found = torch.as_tensor(map_coordinates(volume[0].numpy(), places, order=1, mode="nearest"))[None]
+    return ResizeWithPadOrCrop([size, size, 6], mode="constant", value=float(found.min()))(found).as_tensor()
+
+
+def test_smoothing_before_shrinking_keeps_slices_apart_and_the_borders_level() -> None:
+    volume = torch.full((1, 64, 64, 6), -125.0)
+    volume[..., 3] = 275
+    found = shrunk(volume)
+    assert (found[..., [0, 1, 2, 4, 5]] == -125).all()
+    torch.testing.assert_close(found[..., 3], torch.full((1, 32, 32), 275.0))
+
+
+def test_labels_that_shrink_keep_their_ids() -> None:
+    label = torch.zeros(1, 64, 64, 6)
+    label[:, 10:30, 20:50] = 7
+    assert shrunk(label, "label").unique().tolist() == [0, 7]
