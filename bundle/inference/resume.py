@@ -56,7 +56,7 @@ class Resumption:
         self.made_with = {"versions": library_versions(), **describe(settings or {})}
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
         if SUPPORT in self.made_with:
-            self.made_with[SUPPORT] += _organ_records((files or {})[SUPPORT] or ())
+            self.made_with[SUPPORT] += _organ_records((files or {})[SUPPORT])
         self.names = [name_of_scan(scan) for scan in scans]
         self.images = {name: str(scan["image"]) for name, scan in zip(self.names, scans, strict=True)}
         self.finished: list[str] = []
@@ -85,7 +85,7 @@ class Resumption:
 
     def _summary(self, scans: int) -> str:
         if self._support_changed:
-            return f"resumed: the annotated scans changed, so all {scans} masks are made again"
+            return f"resumed: the annotated scans or their organs' ids changed, so all {scans} masks are made again"
         return f"resumed: {len(self.finished)} of {scans} masks are already finished"
 
     def _refuse_changes(self) -> None:
@@ -110,7 +110,8 @@ class Resumption:
         return bool(written == self.description(scan["image"]).encode())
 
 
-def _organ_records(paths: Iterable[str | Path]) -> list[str]:
+def _organ_records(paths: str | Path | Iterable[str | Path] | None) -> list[str]:
     """Return a line for each organ whose name and id are stated beside label maps."""
-    named = {pair for path in paths for pair in stated_names(path).items()}
+    files = [paths] if isinstance(paths, str | Path) else paths or []
+    named = {pair for path in files for pair in stated_names(path).items()}
     return [f"organ {organ}: {name}" for organ, name in sorted(named)]
