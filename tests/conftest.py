@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,16 @@ def seeded_device(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(0)
     with torch.device(request.config.getoption("--device")):
         yield
+
+
+@pytest.fixture(autouse=True)
+def open_logs() -> Iterator[None]:
+    """Remove the handlers that a config gave to loggers within a test: their stream, pytest's, is closed after it."""
+    yield
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", ())):
+            if isinstance(logger, logging.Logger) and getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def dicom_scans(folder: Path, series: str | int | None = None) -> list[dict[str,
     """
     from bundle.data.reader import is_dicom  # which imports from this room
 
-    folders = [Path(place) for place, _, _ in _walk(folder) if is_dicom(Path(place))]
+    folders = [Path(place) for place, _, _ in walk(folder) if is_dicom(Path(place))]
     if not folders:
         return []
     if find_spec("pydicom") is None:
@@ -98,8 +98,8 @@ def chosen_series(folder: Path, series: str | int) -> Path:
     return Path(dicom_scans(folder, series)[0]["image"])
 
 
-def _walk(folder: Path) -> list[tuple[str, list[str], list[str]]]:
-    """Return the folders below a folder, without hidden ones, sorted."""
+def walk(folder: Path) -> list[tuple[str, list[str], list[str]]]:
+    """Return a folder and those below, without hidden ones, sorted: path, subfolders and files, as ``os.walk``."""
     found = []
     for place, below, files in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))

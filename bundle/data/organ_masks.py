@@ -2,7 +2,8 @@
 
     <scan>/segmentations/<organ>.nii.gz, or labels/<scan>/<organ>.nii.gz  ->  organ ids (X, Y, Z) and their names
 
-An organ has the same id in all scans of a data set: its place among the names, sorted, of all their masks.
+An organ has the same id in all scans of a data set: its place among the names, sorted, of all their masks. A new organ
+changes the ids of others, so that whatever is kept of a label map records ``stated_names``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from bundle.data.layouts import MASK_FOLDER
 from bundle.data.names import IMAGE_SUFFIXES, scan_name
+from bundle.data.nifti import NIFTI_SUFFIXES
+from bundle.data.reader import is_dicom, names_beside
 
 # Largest difference between the affines of two masks of a scan, mm.
 TOLERANCE = 1e-2
@@ -30,13 +33,28 @@ def mask_files(folder: Path) -> dict[str, Path]:
 def organ_ids(folder: Path) -> dict[str, int]:
     """Return the id of each organ, from the masks of this scan and of the scans beside it."""
     is_named = folder.name == MASK_FOLDER
-    places = (folder.parent.parent, f"*/{MASK_FOLDER}") if is_named else (folder.parent, "*")
-    return {name: number for number, name in enumerate(_names(*places), start=1)}
+    root, pattern = (folder.parent.parent, f"*/{MASK_FOLDER}") if is_named else (folder.parent, "*")
+    places = [place for place in sorted(root.glob(pattern)) if _is_shown(place, root)]
+    names = _names(tuple((place, place.stat().st_mtime_ns) for place in places))
+    return {name: number for number, name in enumerate(names, start=1)}
+
+
+def stated_names(label: str | Path) -> dict[int, str]:
+    """Return the names of a label map's ids that its own files do not hold: from masks and records beside it.
+
+    Raises:
+        ValueError: If a record is damaged.
+    """
+    path = Path(label)
+    if path.is_dir() and not is_dicom(path):
+        return {number: name for name, number in organ_ids(path.absolute()).items()}
+    return names_beside(path) if path.name.lower().endswith(NIFTI_SUFFIXES) else {}
 
 
 @functools.lru_cache(maxsize=64)
-def _names(root: Path, pattern: str) -> list[str]:
-    return sorted({name for place in root.glob(pattern) if _is_shown(place, root) for name in mask_files(place)})
+def _names(places: tuple[tuple[Path, int], ...]) -> list[str]:
+    # Every scan's masks ask for the names of all; folders are listed again only if a file was added or removed.
+    return sorted({name for place, _ in places for name in mask_files(place)})
 
 
 def _is_shown(place: Path, root: Path) -> bool:

@@ -6,25 +6,20 @@ files -> which can be used, what is wrong with the others, and a few lines on wh
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from bundle import distributed
+from bundle.data.left_alone import left_alone
 from bundle.data.loading import Scan
-from bundle.data.names import IMAGE_FOLDERS, IMAGE_SUFFIXES, subfolder
 from bundle.data.reader import FileError, load_volume, look_at
 from bundle.data.scans import Split
 
 # A scan with values below is a CT in HU: air is -1000.
 HOUNSFIELD_AIR = -500.0
-
-# Kinds of files that a line names.
-MOST_NAMED = 3
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +50,11 @@ class Survey:
 
 
 def survey(
-    scans: Sequence[Scan], pending: Sequence[Scan], support: Sequence[Scan] = (), dataset_dir: str | Path | None = None
+    scans: Sequence[Scan],
+    pending: Sequence[Scan],
+    support: Sequence[Scan] = (),
+    dataset_dir: str | Path | None = None,
+    check: Callable[[str], None] | None = None,
 ) -> Survey:
     """Look at the header of every scan that is to be segmented.
 
@@ -64,11 +63,15 @@ def survey(
         pending: Those that are to be segmented.
         support: The annotated scans; the first one tells whether they are CT.
         dataset_dir: The folder of the scans, to say which of its files are left alone.
+        check: Raises a ``FileError`` if the mask of a scan, given by its path, could not be written.
     """
     usable, problems, grids = [], [], []
     for scan in pending:
         try:
-            grids.append(look_at(scan["image"]))
+            grid = look_at(scan["image"])
+            if check is not None:
+                check(str(scan["image"]))
+            grids.append(grid)
             usable.append(scan)
         except FileError as error:
             problems.append(str(error))
@@ -76,7 +79,7 @@ def survey(
     name = "1 scan" if len(scans) == 1 else f"{len(scans)} scans"
     counts = f"{name}: {len(usable)} to segment, {finished} with a finished mask, {len(problems)} unusable"
     taken = {str(scan[key]) for scan in (*scans, *support) for key in ("image", "label") if key in scan}
-    lines = [counts, *_ranges("scans", grids), *_about_support(support), *_left_alone(dataset_dir, taken)]
+    lines = [counts, *_ranges("scans", grids), *_about_support(support), *left_alone(dataset_dir, taken)]
     return Survey(usable, problems, lines)
 
 
@@ -106,31 +109,6 @@ def _about_support(support: Sequence[Scan]) -> list[str]:
     modality = f"CT, values from {lowest:g}" if lowest < HOUNSFIELD_AIR else "no CT in HU"
     name = "1 annotated scan" if len(support) == 1 else f"{len(support)} annotated scans"
     return _ranges(f"{name} ({modality})", grids)
-
-
-def _left_alone(dataset_dir: str | Path | None, taken: Collection[str]) -> list[str]:
-    """Say which files of the folder are no scans, and of how many channels or series another one is taken."""
-    if dataset_dir is None or not Path(dataset_dir).is_dir():
-        return []
-    folder = subfolder(Path(dataset_dir), IMAGE_FOLDERS)
-    place = folder if folder.is_dir() else Path(dataset_dir)
-    places = {Path(path) for path in taken}
-    places |= {parent for path in places for parent in path.parents}
-    if place in {Path(path) for path in taken}:  # a DICOM series
-        return []
-    others: Counter[Any] = Counter(
-        _kind(path) for path in place.iterdir() if path not in places and not path.name.startswith(".")
-    )
-    if not others:
-        return []
-    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(MOST_NAMED))
-    return [f"left alone in {place}: {kinds}{' and others' if len(others) > MOST_NAMED else ''}"]
-
-
-def _kind(path: Path) -> str:
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return "other images (channels; see the key channel)"
-    return "folders" if path.is_dir() else path.suffix or "no suffix"
 
 
 def check_support(split: Split, organs: Mapping[str, int] | None, used: bool = True) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import bundle
 import numpy as np
 from bundle.data.names import IMAGE_SUFFIXES
+from bundle.data.reader import FileError
 from bundle.evaluation.organ_colors import ANATOMY, organ_colors
 from bundle.files import written_whole
 from bundle.keys import SERIES
@@ -30,9 +31,13 @@ LONGEST_LABEL = 64
 
 # What an image must have to be referred to; anonymizers may empty other attributes.
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+NEEDED_ONCE = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 NEEDED_GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
 MAY_BE_EMPTY_TOO = ("AccessionNumber", "ReferringPhysicianName")
+
+# What to do where no DICOM segmentation can be written.
+OTHERS = "Choose nifti, seg.nrrd or per_organ."
 
 
 def check_sources(images: Sequence[str | Path]) -> None:
@@ -50,8 +55,35 @@ def check_sources(images: Sequence[str | Path]) -> None:
     if others:
         raise ValueError(
             f"output_format dicom_seg needs scans that are DICOM series, but {len(others)} of {len(images)} are other "
-            f"files, such as {others[0]}. Choose nifti, seg.nrrd or per_organ."
+            f"files, such as {others[0]}. {OTHERS}"
         )
+
+
+def check_series(image: str) -> None:
+    """Raise if no segmentation can refer to a DICOM series, from its headers alone.
+
+    Args:
+        image: The folder of the series, or a file of it.
+
+    Raises:
+        FileError: If it is no series of single slices, a header lacks what a reference needs, or a slice lies aside of
+            the grid of the stack.
+    """
+    from bundle.data.dicom import one_series  # needs the extra
+    from bundle.data.dicom_slices import head_of, read_slices, stacked
+
+    files = one_series(Path(image)).files
+    heads = [head_of(file, [*NEEDED, *NEEDED_GEOMETRY, "NumberOfFrames"]) for file in files]
+    _check_heads(heads, list(map(str, files)), image)
+    slices, affine = stacked([one for file in files for one in read_slices(file, pixels=False)])
+    for place, one in enumerate(slices):
+        aside = np.linalg.inv(affine) @ one.affine - np.eye(4)
+        aside[2, 3] -= place
+        # At the last pixel, where the errors of steps add up to that of the position.
+        if (np.abs(aside[:3, [0, 1, 3]]) @ (*one.shape, 1.0)).max() > MOST_ASIDE:
+            raise FileError(
+                f"{image}: slices must lie on one grid for a DICOM segmentation, but {one} lies aside. {OTHERS}"
+            )
 
 
 def save_dicom_seg(label: MetaTensor, place: Path, organs: Mapping[str, int], like: str) -> None:
@@ -83,19 +115,26 @@ def _read_headers(files: Sequence[str], like: str) -> list[Any]:
     import pydicom  # an extra
 
     slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    if not slices or any("NumberOfFrames" in one for one in slices):
-        raise ValueError(
-            f"{like}: a DICOM segmentation needs a series of single slices. Choose nifti, seg.nrrd or per_organ."
-        )
-    for one, file in zip(slices, files, strict=True):
-        if missing := [name for name in (*NEEDED, *NEEDED_GEOMETRY) if name not in one]:
-            raise ValueError(
-                f"{file}: a DICOM segmentation must refer to its images, but the header has no {missing[0]}. "
-                "Choose nifti, seg.nrrd or per_organ."
-            )
+    _check_heads(slices, files, like)
+    for one in slices:
         for name in (*MAY_BE_EMPTY, *MAY_BE_EMPTY_TOO):
             one.setdefault(name, None)
     return slices
+
+
+def _check_heads(heads: Sequence[Any], files: Sequence[str], like: str) -> None:
+    if not heads or any("NumberOfFrames" in one for one in heads):
+        raise FileError(f"{like}: a DICOM segmentation needs a series of single slices. {OTHERS}")
+    for one, file in zip(heads, files, strict=True):
+        if missing := [name for name in (*NEEDED, *NEEDED_GEOMETRY) if not one.get(name)]:
+            raise FileError(
+                f"{file}: a DICOM segmentation must refer to its images, but the header has no {missing[0]}. {OTHERS}"
+            )
+    for name in NEEDED_ONCE:
+        if (count := len({str(one[name].value) for one in heads})) > 1:
+            raise FileError(
+                f"{like}: a DICOM segmentation needs images with one {name}, but these have {count}. {OTHERS}"
+            )
 
 
 def _plane(label: MetaTensor, one: Any, like: str) -> np.ndarray:
@@ -109,8 +148,7 @@ def _plane(label: MetaTensor, one: Any, like: str) -> np.ndarray:
     outside = (index < 0) | (index >= np.array(values.shape)[:, None])
     if outside.any() or np.abs(exact - index).max() > MOST_ASIDE:
         raise ValueError(
-            f"{like}: the image {one.SOPInstanceUID} of the series does not lie on the grid of the mask. Choose nifti, "
-            "seg.nrrd or per_organ."
+            f"{like}: the image {one.SOPInstanceUID} of the series does not lie on the grid of the mask. {OTHERS}"
         )
     return np.asarray(values[tuple(index)].reshape(rows, columns))
 

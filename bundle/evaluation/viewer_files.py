@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from bundle.data.loading import Scan
 from bundle.data.nifti import save_nifti
-from bundle.evaluation.dicom_seg import check_sources, save_dicom_seg
+from bundle.evaluation.dicom_seg import check_series, check_sources, save_dicom_seg
 from bundle.evaluation.organ_colors import organ_colors
 from bundle.files import safe_name, written_whole
 from monai.data import MetaTensor
@@ -99,6 +99,16 @@ def check_format(output_format: str, scans: Sequence[Scan]) -> None:
     """
     if writer_of(output_format) is save_dicom_seg:
         check_sources([scan["image"] for scan in scans])
+
+
+def check_source(image: str, output_format: str) -> None:
+    """Raise if the mask of a scan cannot be written in a format; the header of the scan is known to be readable.
+
+    Raises:
+        FileError: If a DICOM segmentation cannot refer to its images.
+    """
+    if writer_of(output_format) is save_dicom_seg:
+        check_series(image)
 
 
 def _geometry(values: np.ndarray, affine: np.ndarray) -> list[str]:

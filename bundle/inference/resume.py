@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import nibabel
 from bundle import distributed
 from bundle.data.loading import Scan
 from bundle.data.names import name_of_scan
+from bundle.data.organ_masks import stated_names
 from bundle.files import read_json, write_json
 from bundle.provenance import SHORT, changes, content_hash, describe, digest, file_records, library_versions
 from nibabel.filebasedimages import ImageFileError
@@ -35,7 +36,8 @@ class Resumption:
         folder: Where the masks are.
         resume: Whether to resume, instead of making all masks again.
         settings: Settings that determine the masks, by name: numbers, texts, transforms, the network with its weights.
-        files: Files that determine the masks, by name: ``None``, one or several. Their contents count, not their paths.
+        files: Files that determine the masks, by name: ``None``, one or several. Their contents count, not their paths,
+            and for ``support`` also the names of organs that are stated beside a label map, with their ids.
 
     Raises:
         ValueError: If ``resume`` is set and ``folder`` holds masks that were made with other settings. Another support
@@ -53,6 +55,8 @@ class Resumption:
         self.folder = Path(folder)
         self.made_with = {"versions": library_versions(), **describe(settings or {})}
         self.made_with |= {name: file_records(paths) for name, paths in (files or {}).items()}
+        if SUPPORT in self.made_with:
+            self.made_with[SUPPORT] += _organ_records((files or {})[SUPPORT])
         self.names = [name_of_scan(scan) for scan in scans]
         self.images = {name: str(scan["image"]) for name, scan in zip(self.names, scans, strict=True)}
         self.finished: list[str] = []
@@ -81,7 +85,7 @@ class Resumption:
 
     def _summary(self, scans: int) -> str:
         if self._support_changed:
-            return f"resumed: the annotated scans changed, so all {scans} masks are made again"
+            return f"resumed: the annotated scans or their organs' ids changed, so all {scans} masks are made again"
         return f"resumed: {len(self.finished)} of {scans} masks are already finished"
 
     def _refuse_changes(self) -> None:
@@ -104,3 +108,10 @@ class Resumption:
             return False
         written = cast("nibabel.Nifti1Image", mask).header["descrip"].item()
         return bool(written == self.description(scan["image"]).encode())
+
+
+def _organ_records(paths: str | Path | Iterable[str | Path] | None) -> list[str]:
+    """Return a line for each organ whose name and id are stated beside label maps."""
+    files = [paths] if isinstance(paths, str | Path) else paths or []
+    named = {pair for path in files for pair in stated_names(path).items()}
+    return [f"organ {organ}: {name}" for organ, name in sorted(named)]

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundle.data.names import scan_name
+from bundle.data.names import name_of_scan, scan_name
+from bundle.data.organ_masks import stated_names
 from bundle.inference.encoded_scans import AnnotatedScan, EncodedScans, PrototypeFolder, size_of
 from bundle.inference.matching import Features, Matching, Support
 from bundle.inference.organ_names import common_names, names_of_labels, new_ids, unnamed
 from bundle.inference.organ_shapes import OrganShape, shapes_of
 from bundle.inference.prototype_files import PrototypeRecord, read_prototypes, refuse_other_making, write_prototypes
 from bundle.inference.slice_encoder import SliceEncoder, version_of
-from bundle.keys import IMAGE, LABEL, ORGAN_NAMES
+from bundle.keys import IMAGE, LABEL, ORGAN_NAMES, SCAN_NAME
 from bundle.networks.alpnet import ALPNet, PrototypeHead
 from bundle.provenance import content_hash, describe, fingerprint
 from bundle.transforms.annotated import (
@@ -240,14 +241,15 @@ class SupportLibrary:
         files = self.support.data[number]
         settings = {"ids": None, "annotated": self.annotated, "ignore_value": self.ignore_value}
         made_from = partial(self._made_from, files, settings, network, device)
-        return self._folder.get(self.stored_in, scan_name(files[IMAGE]), made_from, encode)
+        return self._folder.get(self.stored_in, name_of_scan(files), made_from, encode)
 
     def _made_from(
         self, files: Mapping[str, Any], settings: Mapping[str, Any], network: ALPNet, device: torch.device
     ) -> dict[str, Any]:
         """Return everything that determines the encoded form of a scan."""
         hashes = {key: content_hash(files[key]) for key in (IMAGE, LABEL)}
-        return {**self._made_with(network), **hashes, **settings, "device": str(device)}
+        names = {ORGAN_NAMES: named} if (named := stated_names(files[LABEL])) else {}
+        return {**self._made_with(network), **hashes, **names, **settings, "device": str(device)}
 
     def _named(self, files: Mapping[str, Any], network: ALPNet, device: torch.device) -> AnnotatedScan:
         """Return the encoded form of a scan that a query names; it is encoded again if its files changed."""
@@ -410,8 +412,9 @@ def _never_forgotten(_: Any) -> int:
 
 
 def _file_name(image: Tensor) -> str:
-    """Return the name of the file that a volume was read from, or "" if there is none."""
-    return Path(str(getattr(image, "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name
+    """Return the name of a scan, or that of the file that it was read from, or ``""`` if there is none."""
+    meta = getattr(image, "meta", {})
+    return str(meta.get(SCAN_NAME) or Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))).name)
 
 
 def _renumbered(label: Tensor, ids: Mapping[Any, int]) -> Tensor:

@@ -150,3 +150,16 @@ def write_segmentation(
     }
     masks = np.array([label[..., k] == organ for organ, k in found])
     return write_frames(path, masks, SegmentationStorage, 1, **{**about, **tags})
+
+
+def write_without_pixels(path: Path, modality: str) -> Path:
+    """Write what archives export beside images: a report (SR), structures (RTSTRUCT), a presentation state (PR)."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    data.SeriesInstanceUID, data.Modality = generate_uid(), modality
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path

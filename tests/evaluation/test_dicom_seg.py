@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bundle.evaluation.dicom_seg import check_sources, save_dicom_seg
-from bundle.evaluation.viewer_files import check_format
+from bundle.data.reader import FileError
+from bundle.data.survey import survey
+from bundle.evaluation.dicom_seg import check_series, check_sources, save_dicom_seg
+from bundle.evaluation.viewer_files import check_format, check_source
 from monai.data import MetaTensor
 
 highdicom = pytest.importorskip("highdicom", reason="DICOM segmentations need highdicom: the extra dicom")
@@ -163,6 +167,43 @@ def test_a_series_that_does_not_fit_is_refused_and_nothing_is_written(
     with pytest.raises(ValueError, match=words):
         save_dicom_seg(label, tmp_path / "scan", ORGANS, "series")
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"FrameOfReferenceUID": None}, r"\.dcm: .* must refer .*, but the header has no FrameOfReferenceUID"),
+        ({"StudyInstanceUID": ""}, "but the header has no StudyInstanceUID"),
+        ({"NumberOfFrames": 1}, "a DICOM segmentation needs a series of single slices"),
+    ],
+)
+def test_a_series_that_does_not_fit_is_named_from_its_headers(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    write_series(tmp_path / "good", ACQUISITIONS["oblique"])
+    write_series(tmp_path / "bad", ACQUISITIONS["oblique"], **changed)
+    scans = [{"image": str(tmp_path / name)} for name in ("good", "bad")]
+    found = survey(scans, scans, check=partial(check_source, output_format="dicom_seg"))
+    assert found.usable == scans[:1]
+    assert re.search(words, found.problems[0])
+    assert survey(scans, scans, check=partial(check_source, output_format="nifti")).usable == scans
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ImagePositionPatient", [10.0, -19.4, 34.0], r"0?5\.dcm at .* lies aside"),
+        ("StudyInstanceUID", "1.2.3", "needs images with one StudyInstanceUID, but these have 2"),
+    ],
+)
+def test_one_image_that_does_not_fit_its_series_is_named(tmp_path: Path, name: str, value: Any, words: str) -> None:
+    files = write_series(tmp_path / "series", ACQUISITIONS["axial"])
+    check_series(str(tmp_path / "series"))
+    image = pydicom.dcmread(files[1])
+    setattr(image, name, value)
+    image.save_as(files[1], enforce_file_format=True)
+    with pytest.raises(FileError, match=words):
+        check_series(str(tmp_path / "series"))
 
 
 def test_scans_that_are_no_dicom_series_are_refused_before_the_work() -> None:

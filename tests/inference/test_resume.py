@@ -201,8 +201,43 @@ def test_another_support_makes_all_masks_anew_and_says_so(tmp_path: Path, capsys
     assert Resumption(**runs, files={"support": [one, two]}, resume=True).pending == runs["scans"]
     assert capsys.readouterr().out.splitlines() == [
         "resumed: 1 of 1 masks are already finished",
-        "resumed: the annotated scans changed, so all 1 masks are made again",
+        "resumed: the annotated scans or their organs' ids changed, so all 1 masks are made again",
     ]
+
+
+def test_an_organ_that_changes_the_ids_of_others_makes_all_masks_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan, mine, other = (tmp_path / name for name in ("scan_2.nii.gz", "labels/mine", "labels/other"))
+    scan.write_bytes(b"scan")
+    for file in (mine / "liver.nii.gz", mine / "spleen.nii.gz", other / "liver.nii.gz"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"mask")
+    runs: Any = {"scans": [{"image": str(scan)}], "folder": tmp_path / "masks", "settings": SETTINGS}
+    runs["files"] = {"support": [str(mine)]}
+    resumption = Resumption(**runs)
+    ids = resumption.made_with["support"][1:]
+    assert ids == ["organ 1: liver", "organ 2: spleen"]
+    save_nifti(item("scan_2", 20)["pred"], tmp_path / "masks/scan_2.nii.gz", description=resumption.description(scan))
+    resumption.record()
+    assert Resumption(**runs, resume=True).pending == []
+
+    (other / "aorta.nii.gz").write_bytes(b"mask")  # sorted, it comes first: liver is 2 now, and spleen 3
+    assert Resumption(**runs, resume=True).pending == runs["scans"]
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "resumed: the annotated scans or their organs' ids changed, so all 1 masks are made again"
+    )
+
+
+def test_names_in_the_record_beside_label_maps_count_too(tmp_path: Path) -> None:
+    label = tmp_path / "labelsTr/a.nii.gz"
+    label.parent.mkdir()
+    label.write_bytes(b"label")
+    made = []
+    for name in ("liver", "spleen"):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": name}}))
+        made.append(begun(tmp_path / "masks", files={"support": str(label)}).made_with["support"][1:])
+    assert made == [["organ 1: liver"], ["organ 1: spleen"]]
 
 
 def test_a_transform_is_the_same_if_its_parameters_are(tmp_path: Path) -> None:

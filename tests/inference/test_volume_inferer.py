@@ -397,6 +397,42 @@ def test_the_next_run_encodes_only_new_scans_of_the_support(network: ALPNet, tmp
     assert torch.equal(other, without(scan(9)["image"][None], network)), "files change nothing but the time"
 
 
+def test_a_mask_beside_that_changes_the_ids_of_organs_lets_the_next_run_encode_anew(
+    network: ALPNet, tmp_path: Path
+) -> None:
+    def run() -> int:
+        support = Folder(tmp_path, a=tapered(0))
+        support.data[0]["label"] = str(tmp_path / "labels/a")
+        before, inferer = network.encoder.images, by_slices(support, annotated="auto")
+        inferer.library.stored_in = tmp_path / ".encoded"
+        inferer(scan(9)["image"][None], network)
+        return network.encoder.images - before - 12  # the query's own slices
+
+    for name in ("a/liver", "b/liver"):
+        (tmp_path / f"labels/{name}.nii.gz").parent.mkdir(parents=True)
+        (tmp_path / f"labels/{name}.nii.gz").touch()
+    assert [run(), run()] == [12, 0]
+    (tmp_path / "labels/b/aorta.nii.gz").touch()  # liver was 1 and is 2 now
+    assert [run(), run()] == [12, 0]
+
+
+def test_scans_whose_files_have_one_name_are_all_kept_on_disk(network: ALPNet, tmp_path: Path) -> None:
+    """TotalSegmentator calls every image ``ct.nii.gz``; their folders name the scans."""
+    encoded = []
+    for _ in range(2):
+        support = Folder(tmp_path, **{name: tapered(number) for number, name in enumerate("abcde")})
+        for files, name in zip(support.data, "abcde", strict=True):
+            image = tmp_path / name / "ct.nii.gz"
+            image.parent.mkdir(exist_ok=True)
+            image.write_bytes(Path(files["image"]).read_bytes())
+            files |= {"image": str(image), "name": name}
+        before, inferer = network.encoder.images, by_slices(support, annotated="auto")
+        inferer.library.stored_in = tmp_path / ".encoded"
+        inferer(scan(9)["image"][None], network)
+        encoded.append(network.encoder.images - before - 12)  # the query's own slices
+    assert encoded == [5 * 12, 0]
+
+
 def test_other_weights_do_not_use_what_lies_on_disk(network: ALPNet, tmp_path: Path) -> None:
     files = Files(tmp_path, a=scan(0))
     entry = files.entry("a", stored_in=str(tmp_path / "encoded"))

@@ -111,7 +111,9 @@ class CrossValidation:
             for key, value in one.items()
             if key not in shared and key not in ("method", "setting")
         }
-        write_results(roots, Path(output_dir), title, {**own, **shared}, switch(pictures))
+        # An expression that all runs share tells a reader nothing; one that differs tells that they do.
+        values = {key: value for key, value in shared.items() if not set("$@%") & set(str(value))}
+        write_results(roots, Path(output_dir), title, {**own, **values}, switch(pictures))
 
 
 def _run(root: Path, workflow: Workflow, units: Sequence[Unit], jobs: int, method: str) -> None:

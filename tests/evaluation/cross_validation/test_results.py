@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundle.evaluation.cases import read_cases, write_cases
+from bundle.evaluation.cross_validation.commands import CrossValidation
 from bundle.evaluation.cross_validation.results import (
     described_by,
     markdown_tables,
@@ -69,6 +71,22 @@ def finished(root: Path, method: str, setting: int = 1) -> Path:
     write_cases(folder / "cases.csv", [case | {"support": "", "steps": ""} for case in scans("liver", "0", 0.5)])
     (root / "settings.json").write_text(json.dumps(described))
     return root
+
+
+def test_a_comparison_shows_values_and_of_expressions_only_those_that_differ(tmp_path: Path) -> None:
+    for name, head in (("first", "@one_head"), ("second", "@other_head")):
+        root = finished(tmp_path / name, name)
+        described = json.loads((root / "settings.json").read_text())
+        described["settings"] |= {"max_steps": "$@max_epochs * 10", "dataset::data": "@scans", "head": head}
+        described["values"] = {"max_steps": "70"}
+        (root / "settings.json").write_text(json.dumps(described))
+    CrossValidation().compare([str(tmp_path / "first"), str(tmp_path / "second")], str(tmp_path / "both"))
+    page = (tmp_path / "both/report.html").read_text()
+    assert re.search(r"<td>max_steps</td>\s*<td>70</td>", page)
+    assert "first, setting 1: head" in page
+    assert "@one_head" in page
+    assert "@scans" not in page
+    assert "$@" not in page
 
 
 @pytest.mark.parametrize(
