@@ -27,8 +27,8 @@ from bundle.data.names import name_of_scan
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import Features, Support
 from bundle.inference.next_scan import Glance, expected_quality, glance_at, rank_by_quality, rank_by_similarity
-from bundle.inference.volume_inferer import VolumeInferer
-from bundle.keys import IMAGE, LABEL, ORGAN_IDS
+from bundle.inference.volume_inferer import VolumeInferer, about_support
+from bundle.keys import IMAGE, LABEL
 from bundle.provenance import versions
 from bundle.transforms.masks import plain, scores_to_label
 from bundle.transforms.slices import organs_of
@@ -157,8 +157,7 @@ class Annotator:
     def compared(self, scan: _Scan, support: Support) -> float:
         """Segment a scan; return its Dice, the mean over the organs that the truth shows."""
         scores, _ = self.inferer.score(scan.image, scan.features, support)
-        meta = {ORGAN_IDS: torch.tensor(support.organs)}
-        data = self.refine({IMAGE: scan.image, "pred": MetaTensor(scores, meta=meta)})
+        data = self.refine({IMAGE: scan.image, "pred": MetaTensor(scores, meta=about_support(support, 1))})
         label = scores_to_label(plain(data["pred"]), support.organs)
         organs = self._organs(scan.label)
         found, truth = (torch.stack([volume[0] == organ for organ in organs]) for volume in (label, scan.label))

@@ -123,7 +123,7 @@ class VolumeInferer(Inferer):
         ]
         scores, explained = zip(*scored, strict=True)
         distances = torch.stack([_intensity_distance(plain(volume), support) for volume in inputs])
-        meta |= _about(support, len(inputs)) | {EXPLAINED: torch.stack(explained), INTENSITY_DISTANCE: distances}
+        meta |= about_support(support, len(inputs)) | {EXPLAINED: torch.stack(explained), INTENSITY_DISTANCE: distances}
         return MetaTensor(scores[0][None] if len(scores) == 1 else torch.stack(scores), meta=meta)
 
     def organ_names(self) -> dict[str, int]:
@@ -184,7 +184,7 @@ def _intensity_distance(volume: Tensor, support: Support) -> Tensor:
     return torch.stack(distances).amin()[None] if distances else torch.full((1,), torch.nan)
 
 
-def _about(support: Support, scans: int) -> dict[str, Tensor]:
+def about_support(support: Support, scans: int) -> dict[str, Tensor]:
     """Return the meta of scores that describes the support, the same for each scan of a batch."""
     shapes = [support.shapes.get(organ, ()) for organ in support.organs]
     return {

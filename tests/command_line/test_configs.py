@@ -31,7 +31,9 @@ def test_a_file_of_the_working_folder_serves_unless_it_has_the_name_of_a_shipped
 
 
 def test_a_config_that_does_not_exist_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"there is no config moon\. Give a path, or one of data_chaos_t2, "):
+    with pytest.raises(
+        ValueError, match=r"there is no config moon\. Give a path, or one of data_acdc, data_chaos_t2, "
+    ):
         config_path("moon")
 
 

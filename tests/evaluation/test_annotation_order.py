@@ -170,7 +170,7 @@ def test_the_command_writes_cases_tables_and_a_picture(
         ({"annotated": 0}, "annotated must be a whole number of at least 1, got 0"),
         ({"orders": 1.5}, "orders must be a whole number of at least 1, got 1.5"),
         ({"seed": -1}, "seed must be a whole number from 0, got -1"),
-        ({"configs": "data_moon"}, "there is no config data_moon. Give a path, or one of data_chaos_t2, "),
+        ({"configs": "data_moon"}, "there is no config data_moon. Give a path, or one of data_acdc, data_chaos_t2, "),
         ({"slice_sise": 3}, "unknown key 'slice_sise' in the command.*Did you mean 'slice_size'"),
     ],
 )
