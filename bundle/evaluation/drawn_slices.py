@@ -27,6 +27,7 @@ from bundle.evaluation.annotation_order import Annotator
 from bundle.files import write_csv, written_whole
 from bundle.inference.matching import SliceMatching, Support
 from bundle.inference.next_slice import slice_order
+from bundle.inference.organ_shapes import shapes_of
 from bundle.keys import LABEL
 from bundle.provenance import versions
 from bundle.transforms.slices import support_slices
@@ -97,7 +98,10 @@ class Draftsman(Annotator):
         label[..., list(drawing.slices)] = scan.label[..., list(drawing.slices)]
         annotated = range(label.shape[-1]) if drawing.finished else drawing.slices
         encoded = inferer.matching.encode(label, lambda zs: [scan.features[z] for z in zs], head, annotated)
-        return inferer.matching.pool({organ: [encoded] for organ in encoded}, head)
+        support = inferer.matching.pool({organ: [encoded] for organ in encoded}, head)
+        shapes = shapes_of(label, partial=not drawing.finished)
+        support.shapes = {organ: [shapes[organ]] for organ in support.organs}
+        return support
 
     def drawings_of(self, name: str, numbers: Sequence[int]) -> list[Drawing]:
         """Return the drawings of a scan to compare.

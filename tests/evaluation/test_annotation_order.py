@@ -17,16 +17,9 @@ import torch
 from bundle.command_line.configs import parsed
 from bundle.data import list_scans
 from bundle.data.phantoms import write_phantoms
-from bundle.evaluation.annotation_order import (
-    SUGGESTED,
-    Annotator,
-    Step,
-    annotation_order,
-    needed,
-    simulate,
-    suggested_order,
-)
-from bundle.evaluation.annotation_order import _table as annotation_order_table
+from bundle.evaluation.annotation_order import Annotator, annotation_order, simulate, suggested_order
+from bundle.evaluation.annotation_report import SUGGESTED, Step, needed, table
+from bundle.evaluation.annotation_work import Annotation, Work, changes, drawing, work_rows, work_table
 from bundle.inference.next_scan import rank_by_similarity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +86,7 @@ def test_the_table_counts_the_scans_that_random_orders_need_for_the_same_dice() 
         for order, curve in curves.items()
         for n, dice in enumerate(curve)
     ]
-    text = annotation_order_table(steps, {"command": "this"})
+    text = table(steps, {"command": "this"})
     assert "- suggested order: a, b" in text
     rest = text.split("## ")[1].splitlines()
     assert rest[0] == "Mean Dice of the scans that are not annotated"
@@ -101,6 +94,48 @@ def test_the_table_counts_the_scans_that_random_orders_need_for_the_same_dice() 
         "| 1 | 0.600 | 0.400 | 0.300 | 0.500 | 2 |",
         "| 2 | 0.800 | 0.600 | 0.500 | 0.700 | more than 2 |",
     ]
+
+
+def test_work_counts_voxels_that_change_and_slices_that_hold_one() -> None:
+    truth = torch.zeros(1, 2, 3, 4, dtype=torch.uint8)
+    truth[0, 0, :, 1], truth[0, 1, 1, 2] = 1, 2
+    assert drawing(truth) == Work(voxels=4, slices=2)
+    mask = truth.clone()
+    mask[0, 0, 0, 1], mask[0, 0, 1, 1], mask[0, 0, 0, 3] = 0, 2, 1  # missing, of another organ, too much
+    assert changes(mask, truth) == Work(voxels=3, slices=2)
+    assert changes(truth, truth) == Work(0, 0)
+
+
+def test_the_table_of_work_sums_up_and_takes_the_mean_of_random_orders() -> None:
+    counts = {SUGGESTED: ((90, 9), (20, 5)), "random 1": ((50, 8), (30, 7)), "random 2": ((70, 6), (50, 5))}
+    work = []
+    for order, ((first, slices), (second, more)) in counts.items():
+        work.append(Annotation(order, "a", Work(first, slices), Work(first, slices)))
+        work.append(Annotation(order, "b", Work(second, more), Work(100, 10)))
+    rows = work_table(work, SUGGESTED).splitlines()
+    assert rows[-2:] == [
+        "| 1 | 90 | 60 | 90 | 60 | 9 | 7 | 9 | 7 |",
+        "| 2 | 110 | 100 | 190 | 160 | 14 | 13 | 19 | 17 |",
+    ]
+    assert work_rows(work)[2] == [SUGGESTED, "b", "20", "5", "100", "10"]
+
+
+def test_the_first_scan_is_drawn_and_the_next_is_its_mask_corrected(
+    annotator: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, *_ = sorted(annotator.scans)
+    label = annotator.scans[second].label
+    organ_voxels, organ_slices = int((label > 0).sum()), int((label > 0).any(dim=1).any(dim=1).sum())
+    one = annotator.annotation("mine", [], second)
+    assert one.corrected == one.drawn == Work(organ_voxels, organ_slices)
+    wrong = label.clone()
+    wrong[0, 0, 0, 0] = 1 + (label[0, 0, 0, 0] == 1)
+    monkeypatch.setattr(annotator, "_mask", lambda scan, support: wrong)
+    annotator._known.clear()
+    annotation = annotator.annotation("mine", [first], second)
+    assert annotation == Annotation("mine", second, Work(1, 1), one.drawn)
+    annotator._known.clear()
+    annotator._work.clear()
 
 
 def test_the_suggested_order_names_each_scan_once(annotator: Annotator) -> None:
@@ -140,7 +175,7 @@ def test_dice_is_that_of_the_masks_which_inference_writes(annotator: Annotator, 
         assert expected[name] == pytest.approx(float(np.mean(each)), abs=1e-6)
 
 
-def test_the_command_writes_cases_tables_and_a_picture(
+def test_the_command_writes_cases_work_tables_and_a_picture(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["order", "annotation_order", "--dataset_dir", "scans"])
@@ -160,6 +195,10 @@ def test_the_command_writes_cases_tables_and_a_picture(
     ]
     means = [np.mean(dice) for dice in others]
     assert f"| 1 | {np.mean(one):.3f} | {np.mean(means):.3f} | {min(means):.3f} | {max(means):.3f} |" in text
+    work = list(csv.DictReader((folder / "work.csv").open()))
+    assert [row["order"] for row in work] == [order for order in (SUGGESTED, "random 1", "random 2") for _ in range(2)]
+    assert all((row["corrected_voxels"] == row["drawn_voxels"]) == (n % 2 == 0) for n, row in enumerate(work))
+    assert "## Voxels and slices changed so far" in text
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -59,6 +59,11 @@ def test_a_drawing_is_encoded_as_a_label_map_with_these_slices_is(draftsman: Dra
     entry = {"image": files["image"], "label": str(tmp_path / "drawing.nii.gz")}
     expected = draftsman.inferer.pool(draftsman.network, torch.device("cpu"), [entry])
     drawn = draftsman.drawn_support(name, Drawing("two", slices))
+    for organ, [shape] in expected.shapes.items():  # refinement depends on them
+        assert (drawn.shapes[organ][0].components, drawn.shapes[organ][0].thickness) == (
+            shape.components,
+            shape.thickness,
+        )
     features = draftsman.scans[other].features
     for (one, _), (same, _) in zip(drawn.score(features, None), expected.score(features, None), strict=True):
         torch.testing.assert_close(one, same)

@@ -1,6 +1,6 @@
 """Draw curves.png and print the table of the five networks together, from cases.csv.
 
-cases.csv holds the cases.csv of each run of ``python -m bundle.annotation_order``, with the fold of its network before.
+cases.csv holds the cases.csv of each run of ``python -m bundle annotation_order``, with the fold of its network before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from bundle.annotation_order import MEASURES, SUGGESTED, Step, needed
+from bundle.evaluation.annotation_report import MEASURES, SUGGESTED, Step, needed
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
