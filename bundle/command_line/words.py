@@ -14,7 +14,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fire
 from bundle.command_line.values import refuse_bare
@@ -119,7 +120,7 @@ def call(function: Callable[..., Any], words: Sequence[str], name: str) -> Any:
 
 
 def _kinds(hint: Any) -> set[Any]:
-    return set(get_args(hint)) or {hint}
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
 
 
 def _check_option(key: str, value: Any, kinds: set[Any]) -> None:

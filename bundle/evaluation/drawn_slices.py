@@ -131,8 +131,8 @@ class Draftsman(Annotator):
 def drawn_slices(
     dataset_dir: str,
     output_dir: str = "drawn_slices",
-    numbers: Sequence[int] = (1, 2, 3, 5),
-    folds: Sequence[int] = (0, 1, 2, 3, 4),
+    numbers: int | Sequence[int] = (1, 2, 3, 5),
+    folds: int | Sequence[int] = (0, 1, 2, 3, 4),
     scans: int = 20,
     configs: str | Sequence[str] = (),
     **keys: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -64,6 +65,16 @@ def test_a_wrong_option_is_refused_before_the_call(words: str, message: str) -> 
     with pytest.raises(ValueError, match=message):
         call(paint, words.split(), "paint")
     assert CALLS == []
+
+
+def test_a_sequence_of_whole_numbers_is_given_as_a_list() -> None:
+    given: list[Sequence[int]] = []
+
+    def run(folds: Sequence[int]) -> None:
+        given.append(folds)
+
+    call(run, ["--folds", "[0,3]"], "run")
+    assert given == [[0, 3]]
 
 
 def test_a_function_that_takes_any_key_gets_it() -> None:
