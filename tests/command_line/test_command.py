@@ -66,7 +66,7 @@ print(sorted({"torch", "monai", "numpy"} & set(sys.modules)), file=sys.stderr)
         (["training", "--config_file", "x"], "--config_file is set by training itself. Add config files with --con"),
         (["training", "--data"], "--data has no value. Write --data <value>."),
         (["training", "x"], "'x' belongs to no key."),
-        (["training", "--configs", "none.yaml"], "there is no config none.yaml. Give a path, or one of data_chaos_t2"),
+        (["training", "--configs", "none.yaml"], "there is no config none.yaml. Give a path, or one of data_acdc"),
         (["prepare", "chaoss"], "prepare has no subcommand 'chaoss'. Did you mean 'chaos'?"),
     ],
 )
