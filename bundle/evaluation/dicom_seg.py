@@ -20,9 +20,6 @@ from bundle.files import written_whole
 from bundle.keys import SERIES
 from monai.data import MetaTensor
 
-# From NIfTI's directions to those of DICOM, and back.
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
 # Largest distance, in voxels, between the pixels of a slice and the voxels of its plane in the label map.
 MOST_ASIDE = 0.1
 
@@ -139,8 +136,10 @@ def _check_heads(heads: Sequence[Any], files: Sequence[str], like: str) -> None:
 
 def _plane(label: MetaTensor, one: Any, like: str) -> np.ndarray:
     """Return the label map's values ``(rows, columns)`` at the pixels of a slice."""
+    from bundle.data.dicom_slices import frame_affine  # needs the extra
+
     rows, columns = int(one.Rows), int(one.Columns)
-    to_voxels = np.linalg.inv(np.asarray(label.affine, dtype=np.float64)) @ LPS @ _pixel_affine(one)
+    to_voxels = np.linalg.inv(np.asarray(label.affine, dtype=np.float64)) @ frame_affine(one, 0)
     values = np.asarray(label)[0]
     row, column = np.indices((rows, columns)).reshape(2, -1)
     exact = to_voxels[:3] @ np.stack([column, row, np.zeros_like(row), np.ones_like(row)])
@@ -151,16 +150,6 @@ def _plane(label: MetaTensor, one: Any, like: str) -> np.ndarray:
             f"{like}: the image {one.SOPInstanceUID} of the series does not lie on the grid of the mask. {OTHERS}"
         )
     return np.asarray(values[tuple(index)].reshape(rows, columns))
-
-
-def _pixel_affine(one: Any) -> np.ndarray:
-    """Return the map from ``(column, row, 0, 1)`` of a slice to its place in DICOM's directions, mm."""
-    along_row, along_column = np.array(one.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-    between_rows, between_columns = (float(mm) for mm in one.PixelSpacing)
-    affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1] = along_row * between_columns, along_column * between_rows
-    affine[:3, 3] = np.array(one.ImagePositionPatient, dtype=np.float64)
-    return affine
 
 
 def _segmentation(slices: Sequence[Any], planes: np.ndarray, organs: Mapping[str, int]) -> Any:

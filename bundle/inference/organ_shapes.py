@@ -9,7 +9,7 @@ from statistics import median, median_high, median_low
 
 import torch
 import torch.nn.functional as F
-from bundle.transforms.components import count_components
+from bundle.transforms.components import bounding_box, count_components
 from bundle.transforms.masks import plain
 from bundle.transforms.notices import milliliters_of
 from bundle.transforms.slices import organ_slices, organs_of
@@ -41,16 +41,13 @@ def shapes_of(label: Tensor, partial: bool = False) -> dict[int, OrganShape]:
             not known.
     """
     ids = plain(label)[0]
-    if partial:
-        return {
-            organ: OrganShape(_components_in_a_slice(ids, organ), thickness=thickness_of(ids == organ))
-            for organ in organs_of(ids)
-        }
-    masks = {organ: ids == organ for organ in organs_of(ids)}
-    return {
-        organ: OrganShape(count_components(mask), milliliters_of(int(mask.sum()), label), thickness_of(mask))
-        for organ, mask in masks.items()
-    }
+    shapes = {}
+    for organ in organs_of(ids):
+        mask = ids == organ
+        components = _components_in_a_slice(ids, organ) if partial else count_components(mask)
+        milliliters = math.nan if partial else milliliters_of(int(mask.sum()), label)
+        shapes[organ] = OrganShape(components, milliliters, thickness_of(mask))
+    return shapes
 
 
 def thickness_of(mask: Tensor) -> float:
@@ -58,10 +55,9 @@ def thickness_of(mask: Tensor) -> float:
 
     It is four times the mean distance to the border: a strip's width, and two thirds of a disk's diameter.
     """
-    rows, columns, slices = (torch.nonzero(mask.any(dim=a).any(dim=b)).flatten() for a, b in ((2, 1), (2, 0), (1, 0)))
-    if len(slices) == 0:
+    if not mask.any():
         return math.nan
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][..., slices].movedim(-1, 0)
+    box = mask[bounding_box(mask)].movedim(-1, 0)
     distances = torch.as_tensor(distance_transform_edt(F.pad(box, (1, 1, 1, 1))))[:, 1:-1, 1:-1]
     return 4 * (float(distances[box].mean()) - 0.5)  # from the pixel's center to the border
 

@@ -19,7 +19,7 @@ def largest_components(mask: Tensor, number: int) -> Tensor:
     """Return the ``number`` largest components of a mask ``(H, W, Z)``; all of them if there are fewer."""
     if not mask.any():
         return mask
-    box = _box(mask)
+    box = bounding_box(mask)
     kept = torch.zeros_like(mask)
     largest = get_largest_connected_component_mask(mask[box][None], connectivity=1, num_components=number)
     kept[box] = plain(largest)[0].bool()
@@ -30,12 +30,12 @@ def count_components(mask: Tensor) -> int:
     """Count the components of a mask ``(H, W, Z)`` or ``(H, W)``, specks left out; 0 for an empty one."""
     if not mask.any():
         return 0
-    numbers = number_components(mask[_box(mask)].cpu().numpy(), connectivity=1)
+    numbers = number_components(mask[bounding_box(mask)].cpu().numpy(), connectivity=1)
     sizes = torch.as_tensor(numbers).flatten().bincount()[1:]
     return int((sizes >= RELEVANT_SIZE * sizes.max()).sum())
 
 
-def _box(mask: Tensor) -> tuple[slice, ...]:
+def bounding_box(mask: Tensor) -> tuple[slice, ...]:
     """Return the bounding box of a mask: numbering components in a whole volume would take many times its memory."""
     begin, end = generate_spatial_bounding_box(mask[None])
     return tuple(slice(low, high) for low, high in zip(begin, end, strict=True))
